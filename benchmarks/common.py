@@ -1,0 +1,70 @@
+"""What both sides of a comparison share: stamp, pace, percentiles, and how a process talks to its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STAMP_CHARS = 20
+PAYLOAD_BYTES = 256
+SPIN_NS = 200_000
+"""A sleep ends up to 100 µs late here, so the last part of every wait is spent spinning, on both sides alike."""
+WARM_UP = 0.05
+"""The share of the first messages whose latency is not counted."""
+_FILL = "x" * (PAYLOAD_BYTES - STAMP_CHARS - len('{"t":"","fill":""}'))
+
+
+def payload() -> dict[str, str]:
+    """A payload of 256 bytes as JSON that begins with the stamp of now (`time.perf_counter_ns`, one clock for all)."""
+    return {"t": f"{time.perf_counter_ns():020d}", "fill": _FILL}
+
+
+def wait_until(due_ns: int) -> None:
+    """Return at ``due_ns``: sleep while it is far, spin when it is near."""
+    while (left := due_ns - time.perf_counter_ns()) > 0:
+        if left > SPIN_NS:
+            time.sleep((left - SPIN_NS) / 1e9)
+
+
+def percentiles(latencies_ns: Sequence[int]) -> dict[str, float]:
+    """p50 and p99 in microseconds, without the warm-up."""
+    counted = sorted(latencies_ns[int(len(latencies_ns) * WARM_UP):])
+    if not counted:
+        return {}
+    return {"p50": counted[len(counted) // 2] / 1000, "p99": counted[len(counted) * 99 // 100] / 1000}
+
+
+def tell(**answer: Any) -> None:
+    """One line to the parent."""
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def ready() -> None:
+    """Say so, and wait for the parent's word."""
+    tell(ready=True)
+    sys.stdin.readline()
+
+
+def memory() -> dict[str, float]:
+    """Resident memory of this process in MB, now and at its highest."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    words = dict(line.split(":", 1) for line in lines if line.startswith("Vm"))
+    return {name: int(words[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")}
+
+
+def spec() -> dict[str, Any]:
+    """What the parent asked this process to be."""
+    found: dict[str, Any] = json.loads(sys.argv[1])
+    return found
+
+
+def leave() -> None:
+    """End without cleaning up: the numbers are told."""
+    sys.stdout.flush()
+    os._exit(0)

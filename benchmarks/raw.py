@@ -1,0 +1,123 @@
+"""The raw limit, and a peer: what one write a message costs when nothing is promised.
+
+Writer: one ``os.write`` of a line of as many bytes as ours, or of 64 of them.  Reader: inotify, read, split; nothing is
+decoded, numbered or remembered.  The peer is SQLite: WAL, ``synchronous=NORMAL``, one row a commit.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import inotify_simple  # type: ignore[import-untyped]
+from common import STAMP_CHARS, leave, percentiles, ready, spec, tell, wait_until
+
+READ_BYTES = 256 * 1024
+FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+POLL_MS = 1000
+
+
+def write(*, path: str, count: int, line_bytes: int, rate: float = 0.0, batch: int = 1, sync: bool = False) -> None:
+    """Append ``count`` lines, ``batch`` in a write, each batch followed by a sync if asked."""
+    fd = os.open(path, FLAGS, 0o600)
+    fill = b"x" * (line_bytes - STAMP_CHARS - 1) + b"\n"
+    stamp = time.perf_counter_ns
+    ready()
+    begun = stamp()
+    if rate:
+        for n in range(count):
+            wait_until(begun + int(n * 1e9 / rate))
+            os.write(fd, b"%020d" % stamp() + fill)
+    elif batch == 1:
+        for _ in range(count):
+            os.write(fd, b"%020d" % stamp() + fill)
+    else:
+        for _ in range(count // batch):
+            os.write(fd, b"".join([b"%020d" % stamp() + fill for _ in range(batch)]))
+            if sync:
+                os.fdatasync(fd)
+    tell(begun=begun, ended=stamp())
+
+
+def _news(directory: str) -> Callable[[], None]:
+    """What waits until something in the directory was written to."""
+    bell = inotify_simple.INotify()
+    bell.add_watch(directory, inotify_simple.flags.MODIFY)
+
+    def wait() -> None:
+        bell.read(timeout=POLL_MS)
+
+    return wait
+
+
+def read(*, path: str, count: int, latency: bool = False) -> None:
+    """Split lines until there were ``count``."""
+    wait = _news(os.path.dirname(path))
+    fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+    ready()
+    seen, latencies = 0, []
+    for lines in _batches(fd, wait):
+        if latency:
+            now = time.perf_counter_ns()
+            latencies += [now - int(line[:STAMP_CHARS]) for line in lines]
+        seen += len(lines)
+        if seen >= count:
+            tell(ended=time.perf_counter_ns(), **percentiles(latencies))
+            return
+
+
+def _batches(fd: int, wait: Callable[[], None]) -> Iterator[list[bytes]]:
+    rest = b""
+    while True:
+        data = os.read(fd, READ_BYTES)
+        if not data:
+            wait()
+            continue
+        *lines, rest = (rest + data).split(b"\n")
+        yield lines
+
+
+def database(path: str) -> sqlite3.Connection:
+    """A connection to the file, made if it is missing; two processes must not make it at once."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")
+    db.execute("CREATE TABLE IF NOT EXISTS messages (id INTEGER PRIMARY KEY, line BLOB)")
+    return db
+
+
+def insert(*, path: str, count: int, line_bytes: int) -> None:
+    """One row a commit."""
+    db = database(path)
+    fill = b"x" * (line_bytes - STAMP_CHARS)
+    ready()
+    begun = time.perf_counter_ns()
+    for _ in range(count):
+        db.execute("INSERT INTO messages (line) VALUES (?)", (b"%020d" % time.perf_counter_ns() + fill,))
+    tell(begun=begun, ended=time.perf_counter_ns())
+
+
+def select(*, path: str, count: int) -> None:
+    """Rows behind the last one, whenever the file rings."""
+    db = database(path)
+    wait = _news(os.path.dirname(path))
+    ready()
+    last = 0
+    while last < count:
+        rows = db.execute("SELECT id, line FROM messages WHERE id > ? ORDER BY id LIMIT 1000", (last,)).fetchall()
+        if rows:
+            last = rows[-1][0]
+        else:
+            wait()
+    tell(ended=time.perf_counter_ns())
+
+
+ROLES: dict[str, Callable[..., Any]] = {"write": write, "read": read, "insert": insert, "select": select}
+
+if __name__ == "__main__":
+    given = spec()
+    ROLES[given.pop("role")](**given)
+    leave()

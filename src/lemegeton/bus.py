@@ -1,0 +1,389 @@
+"""The bus: what users hold in their hands.
+
+It puts the pieces together and decides nothing itself: a site with a log to append to, subscriptions that read, and
+one task that owns every other task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
+from lemegeton.codec import Draft, check_draft, encode, ttl_ms
+from lemegeton.errors import BusClosed, InvalidMessage, NameTaken, NotReached
+from lemegeton.events import BusBroken, Event
+from lemegeton.history import newest
+from lemegeton.logs.base import Position
+from lemegeton.message import Message, MessagePriority, Receipt
+from lemegeton.modes import CoordinationMode
+from lemegeton.observing import Observing
+from lemegeton.retention import Holder
+from lemegeton.seams import Runtime
+from lemegeton.site import Site, open_site
+from lemegeton.stats import Stats
+from lemegeton.stream import Hand
+from lemegeton.subscription import Start, Subscription, UserHandler
+
+Ack = Literal["local", "disk", "handled"]
+KNOWN_CHANNELS_MAX = 10_000
+HANDLED_POLL_S = (0.001, 0.05)
+TICK_S = 1.0
+BROKEN = "broken: its tasks ended by an error of their own, which `stop` raises"
+NAME_TRIES = 5
+NAME_PAUSE_S = 0.02
+
+
+class MessageBus:
+    """A bus of this name in the home of this site.
+
+    ``async with MessageBus("alice") as bus`` starts and stops it.  Settings are given as keywords, by ``LEMEGETON_*``
+    variables, or in ``lemegeton.toml`` (see `config.Settings`).  It belongs to the event loop it was started in, and
+    not to a forked child: there every call raises `BusClosed`.
+
+    ``site`` and ``runtime`` are for tests: another place to keep messages (`testing.memory`), another machine.
+    """
+
+    def __init__(
+        self, name: str, *, site: Site | None = None, runtime: Runtime | None = None, origin_wait_s: float = 0.0,
+        **settings: Any
+    ) -> None:
+        self.name = check_name(name)
+        self._arguments = settings
+        self._runtime = runtime
+        self._origin_wait_s = origin_wait_s
+        self._given_site = site
+        self._opened: Site | None = None
+        self._observing = Observing()
+        self._subscriptions: list[Subscription] = []
+        self._known: set[str] = set()
+        self._root: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._stopping = asyncio.Event()
+        self._state = "not started"
+        self._default_ttl: float | None = None
+        self._published = 0
+        self._loop_lag_s = self._loop_lag_max_s = 0.0
+
+    # ------------------------------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Open the home and begin to serve; `HomeRefused` or `InvalidSetting` says what is wrong."""
+        if self._state != "not started":
+            raise BusClosed(f"bus {self.name}: it was {self._state} already; make a new MessageBus")
+        self._opened = self._given_site or await open_site(
+            self.name, self._runtime, self._arguments, self._observing.observe, self._origin_wait_s)
+        self._default_ttl = self._opened.settings.message_timeout
+        self._opened.on_fork(self._forked)
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._root = asyncio.get_running_loop().create_task(self._serve(ready), name=f"lemegeton {self.name}")
+        await ready
+        self._state = "running"
+        self._root.add_done_callback(self._root_ended)
+
+    async def _serve(self, ready: asyncio.Future[None]) -> None:
+        """The root of all tasks of this bus; `stop` waits for it."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._ticks())
+            ready.set_result(None)
+            await self._stopping.wait()
+
+    async def stop(self) -> None:
+        """Let running handlers finish (up to ``drain_timeout``), write what waits, let everything go.
+
+        A second call does nothing.  What was published is in the log whether or not this is ever called."""
+        if self._state not in ("running", BROKEN):
+            self._state = "stopped" if self._state == "not started" else self._state
+            return
+        self._state = "stopped"
+        site = self._site
+        subscriptions, self._subscriptions = self._subscriptions, []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for subscription in subscriptions:
+                    group.create_task(subscription.stop(site.settings.drain_timeout))
+        finally:
+            self._stopping.set()
+            await self._end_root(site.settings.drain_timeout)
+            await site.aclose()
+
+    async def _end_root(self, timeout_s: float) -> None:
+        """Wait for every task; one that ignores its cancellation is left behind after ``timeout_s``."""
+        assert self._root is not None, "a running bus has a root task"
+        done, _ = await asyncio.wait([self._root], timeout=timeout_s)
+        if not done:
+            self._root.cancel()
+            await asyncio.wait([self._root], timeout=timeout_s)
+        elif not self._root.cancelled() and (error := self._root.exception()) is not None:
+            raise error
+
+    def _root_ended(self, root: asyncio.Task[None]) -> None:
+        """An error that no task should have ends them all: say so, and refuse everything from here on."""
+        if self._state == "running" and not root.cancelled() and (error := root.exception()) is not None:
+            self._state = BROKEN
+            self._observing.observe(BusBroken(self.name, f"{type(error).__name__}: {error}"))
+
+    def _forked(self) -> None:
+        self._state = "inherited by a forked child"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def serve(self) -> None:
+        """Return when SIGINT or SIGTERM comes; leaving ``async with`` then drains."""
+        self._running()
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, came.set)
+        try:
+            await came.wait()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def _ticks(self) -> None:
+        """Once a second: notice a blocked loop, look after what is written, clean up."""
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            due = loop.time() + TICK_S
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), TICK_S)
+                return
+            self._loop_lag_s = loop.time() - due
+            self._loop_lag_max_s = max(self._loop_lag_max_s, self._loop_lag_s)
+            await self._site.tick()
+            for subscription in self._subscriptions:
+                subscription.tick()
+
+    @property
+    def _site(self) -> Site:
+        assert self._opened is not None, "a bus that runs has opened its site"
+        return self._opened
+
+    def _running(self) -> Site:
+        if self._state != "running":
+            raise BusClosed(f"bus {self.name}: {self._state}; use it inside `async with`, in the process that began it")
+        return self._site
+
+    # ------------------------------------------------------------------------------------------ publishing
+
+    async def publish(
+        self, channel: str, payload: Any, *, type: str = "custom", to: str | None = None, ttl: float | None = None,
+        priority: int = MessagePriority.NORMAL, id: str | None = None, correlation_id: str | None = None,
+        reply_to: str | None = None, headers: dict[str, str] | None = None, ack: Ack = "local",
+        timeout: float | None = None
+    ) -> Receipt:
+        """Store a message; once this returns every durable subscription of the channel settles it.
+
+        ``ack="local"``: it survives SIGKILL of everything, not a power cut.  ``"disk"``: a power cut as well.
+        ``"handled"``: all known durable subscriptions have settled it.  ``ttl`` and ``timeout`` are seconds.
+
+        `InvalidMessage` and `BusFull` and `DiskFull`: nothing was written.  `NotReached`: the level was not reached
+        within ``timeout`` (None: no limit); the message is stored and still goes.  Cancelled after it was numbered, it
+        is published all the same.
+        """
+        site = self._opened if self._state == "running" else None
+        if site is None:
+            site = self._running()
+        if channel not in self._known:
+            self._learn(channel)
+        draft = Draft(
+            site.wall_ms(), type, self.name, payload, id, to, priority,
+            None if ttl is None and self._default_ttl is None else self._ttl_ms(ttl), correlation_id, reply_to, headers)
+        check_draft(draft)
+        body = encode(draft, site.settings.max_message_bytes)
+        if ack == "local" or (ack == "disk" and timeout is None):
+            position = await site.log.append(channel, body, draft.priority, made=id is None, disk=ack == "disk")
+        else:
+            position = await self._reach(site, channel, body, draft, ack, timeout)
+        self._published += 1
+        return Receipt(position.lane, position.seq, ack, id)
+
+    def _learn(self, channel: str) -> None:
+        check_channel(channel)
+        if len(self._known) >= KNOWN_CHANNELS_MAX:
+            self._known.clear()
+        self._known.add(channel)
+
+    def _ttl_ms(self, ttl_s: float | None) -> int | None:
+        return ttl_ms(self._default_ttl if ttl_s is None else ttl_s)
+
+    async def _reach(
+        self, site: Site, channel: str, body: bytes, draft: Draft, ack: str, timeout_s: float | None
+    ) -> Position:
+        """Append, then wait for a level above local."""
+        if ack not in ("disk", "handled"):
+            raise InvalidMessage(f"ack {ack!r:.40}: must be 'local', 'disk' or 'handled'")
+        made = draft.id is None
+        try:
+            async with asyncio.timeout(timeout_s):
+                if ack == "disk":
+                    return await site.log.append(channel, body, draft.priority, made=made, disk=True)
+                position = await site.log.append(channel, body, draft.priority, made=made)
+                await self._handled(site, position)
+                return position
+        except TimeoutError:
+            raise NotReached(f"publish to {channel}: level {ack!r} not reached within {timeout_s} s; the message is "
+                             "stored and still goes") from None
+
+    async def _handled(self, site: Site, position: Position) -> None:
+        """Return when every durable subscription known at the start has settled the record."""
+        pause_s, pause_max_s = HANDLED_POLL_S
+        while (holders := _holders(site)) is None:
+            await asyncio.sleep(pause_max_s)
+        waiting = {holder.name for holder in holders if holder.matches(position.lane.channel)}
+        if not waiting:
+            raise NotReached(f"publish to {position.lane.channel}: no durable subscription listens, so nobody can have "
+                             "handled it; the message is stored and still goes")
+        while True:
+            holders = _holders(site)
+            if holders is not None and not any(
+                holder.name in waiting and holder.settled(position.lane) < position.seq for holder in holders
+            ):
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_max_s, pause_s * 1.5)
+
+    async def publish_to_agent(self, agent: str, payload: Any, **options: Any) -> Receipt:
+        """`publish` to the channel of one agent."""
+        return await self.publish(agent_channel(check_name(agent, "agent")), payload, **{"to": agent, **options})
+
+    async def broadcast(self, payload: Any, **options: Any) -> Receipt:
+        """`publish` to ``hub-broadcast``, which every agent listens to."""
+        return await self.publish(HUB_BROADCAST, payload, **options)
+
+    # ------------------------------------------------------------------------------------------ subscribing
+
+    async def subscribe(
+        self, patterns: str | Sequence[str], handler: UserHandler, *, start: Start = "new", durable: str | None = None,
+        concurrency: int | None = None
+    ) -> Subscription:
+        """Give every message of the channels to ``handler``, in order per sender; globs as in Redis.
+
+        A message counts as settled when the handler returned; when it raises it comes again (``retry_attempts``,
+        ``retry_delay``) and then becomes a dead letter.  ``durable`` names a place that survives the process: it goes
+        on there, whatever ``start`` says; `NameTaken` if a live process holds it.  Every message published after this
+        returned is delivered.
+        """
+        site = self._running()
+        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not wanted or start not in ("new", "earliest"):
+            raise InvalidMessage(f"subscribe to {wanted}, start {start!r}: name a channel, and 'new' or 'earliest'")
+        for pattern in wanted:
+            check_pattern(pattern)
+        if durable is not None:
+            check_name(durable, "durable subscription")
+        subscription = await self._take_name(partial(
+            Subscription, site, wanted, handler, self._observing.observe, name=durable, start=start, sender=self.name,
+            concurrency=concurrency))
+        assert self._group is not None, "a running bus has a task group"
+        await subscription.open(self._group)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    @staticmethod
+    async def _take_name(make: Callable[[], Subscription]) -> Subscription:
+        """Make it; whoever only looks whether a name is held has it for a moment, so a refusal is asked again."""
+        for _ in range(NAME_TRIES - 1):
+            with suppress(NameTaken):
+                return make()
+            await asyncio.sleep(NAME_PAUSE_S)
+        return make()
+
+    async def stream(
+        self, patterns: str | Sequence[str], *, start: Start = "new", durable: str | None = None
+    ) -> AsyncIterator[Message]:
+        """Messages one after the other; each is settled when the next is asked for."""
+        hand = Hand()
+        subscription = await self.subscribe(patterns, hand.give, start=start, durable=durable)
+        try:
+            async with aclosing(hand.take()) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            # The message in hand was not asked past, so it is not settled: nobody waits for it.
+            await self._end(subscription, forget=False, drain_s=0.0)
+
+    async def unsubscribe(self, patterns: str | Sequence[str] | Subscription, *, forget: bool = False) -> int:
+        """End the subscriptions with exactly these patterns; how many they were.  ``forget`` drops durable places."""
+        if isinstance(patterns, Subscription):
+            ended = [s for s in self._subscriptions if s is patterns]
+        else:
+            wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+            ended = [s for s in self._subscriptions if s.patterns == wanted]
+        for subscription in ended:
+            await self._end(subscription, forget=forget)
+        return len(ended)
+
+    async def unsubscribe_all(self, *, forget: bool = False) -> int:
+        """End every subscription; how many they were."""
+        ended = list(self._subscriptions)
+        for subscription in ended:
+            await self._end(subscription, forget=forget)
+        return len(ended)
+
+    async def _end(self, subscription: Subscription, *, forget: bool, drain_s: float | None = None) -> None:
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        await subscription.stop(self._site.settings.drain_timeout if drain_s is None else drain_s, forget=forget)
+
+    # ------------------------------------------------------------------------------------------ looking
+
+    async def history(self, channel: str, count: int = 100) -> list[Message]:
+        """The last ``count`` messages of a channel that are still there, oldest first, by the senders' stamps."""
+        return await newest(self._running().log, check_channel(channel), count)
+
+    @property
+    def mode(self) -> CoordinationMode:
+        """The best path to other sites that works now."""
+        return CoordinationMode.ISOLATED
+
+    @property
+    def connected(self) -> bool:
+        """True while a Redis carries messages; False in isolated mode, where files do."""
+        return self.mode is not CoordinationMode.ISOLATED
+
+    @property
+    def site(self) -> Site:
+        """What the buses of one home share, for what is built upon the bus, such as `Hub` and `BaseAgent`."""
+        return self._running()
+
+    def observe(self, event: Event) -> None:
+        """Count, log and tell an event of what is built upon the bus."""
+        self._observing.observe(event)
+
+    def on(self, event: str, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``callback`` with every event of this name (``"*"``: of any); returns what ends it."""
+        return self._observing.on(event, callback)
+
+    def stats(self) -> Stats:
+        """What this bus did and what it is doing."""
+        site = self._running()
+        usage = site.usage()
+        return Stats(
+            name=self.name, mode=self.mode.value, origin=site.origin(), published=self._published,
+            doorbell=site.log.rings, loop_lag_s=self._loop_lag_s, loop_lag_max_s=self._loop_lag_max_s,
+            disk_used=usage.used, disk_limit=usage.limit, disk_holder=usage.holder, waiting_publishers=usage.waiting,
+            running=tuple(running for s in self._subscriptions for running in s.running()),
+            subscriptions=tuple(s.stats() for s in self._subscriptions), events=dict(self._observing.counts))
+
+
+def _holders(site: Site) -> list[Holder] | None:
+    """The durable subscriptions; None while they cannot be read: the message is stored, only the answer has to wait."""
+    try:
+        return site.holders()
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""The command line.  `main` finds the verb; nothing else is loaded until it is known which one."""

@@ -1,0 +1,95 @@
+"""Every error the library raises, in one tree.
+
+    LemegetonError
+    ├── InvalidMessage      a message, channel, pattern or name that breaks a rule of the envelope
+    ├── InvalidSetting      a setting with a value it cannot have
+    ├── BusClosed           the bus (or log) was used before start, after stop, or in a forked child
+    ├── HomeRefused         the home directory, or something in it, is not safe or not usable
+    ├── NameTaken           another live process holds this durable subscription
+    ├── LogError            the log could not do what was asked
+    │   ├── BusFull         a limit is reached; names what holds the records in place
+    │   ├── DiskFull        the disk refused the bytes
+    │   └── PositionLost    records behind this position are gone; carries the span that is left
+    ├── CheckpointFull      a place could not be stored
+    ├── NotReached          the message is stored and still goes, the asked level was not reached in time
+    ├── NoAgent             nobody can take this assignment
+    └── AssignmentFailed    an assignment ended without a result; carries its category
+
+Two questions that every error answers in code: may I try again, and did it happen?  ``definite`` is true when what
+was asked for certainly did not happen and never will; false when it may have.
+"""
+
+from __future__ import annotations
+
+
+class LemegetonError(Exception):
+    """The root of all errors of this library; catch it to catch them all."""
+
+    definite: bool = True
+
+
+class InvalidMessage(LemegetonError, ValueError):
+    """Refused before anything was written: the message breaks a rule of the envelope."""
+
+
+class InvalidSetting(LemegetonError, ValueError):
+    """Refused at start: a setting has a value it cannot have."""
+
+
+class BusClosed(LemegetonError, RuntimeError):
+    """The bus is not running: never started, stopped, or inherited through ``fork``."""
+
+
+class HomeRefused(LemegetonError, OSError):
+    """The home directory cannot be used; the text says what to mend."""
+
+
+class NameTaken(LemegetonError):
+    """Another live process holds the durable name; two holders would each settle half."""
+
+
+class LogError(LemegetonError):
+    """The log could not do what was asked."""
+
+    def __init__(self, text: str, *, definite: bool = True) -> None:
+        super().__init__(text)
+        self.definite = definite
+
+
+class BusFull(LogError):
+    """A limit is reached and stayed so for the publish timeout; nothing was written."""
+
+
+class DiskFull(LogError):
+    """The disk refused the bytes; the message was not published."""
+
+
+class PositionLost(LogError):
+    """Records behind the asked position are gone; ``first`` and ``last`` are the sequences that are left."""
+
+    def __init__(self, text: str, *, first: int, last: int) -> None:
+        super().__init__(text)
+        self.first = first
+        self.last = last
+
+
+class CheckpointFull(LemegetonError):
+    """A place could not be stored: the disk refused the bytes or a limit is reached."""
+
+
+class NotReached(LemegetonError):
+    """The message is stored and still goes, but the asked level was not reached in time."""
+
+    definite = False
+
+
+class NoAgent(LemegetonError):
+    """Nobody can take this assignment: no such agent, or none registered."""
+
+
+class AssignmentFailed(LemegetonError):
+    """An assignment ended without a result; ``category`` says why in one word."""
+
+    def __init__(self, text: str, *, category: str) -> None:
+        super().__init__(text)
+        self.category = category

@@ -1,0 +1,301 @@
+"""Everything that happens and is not a message: one frozen class an event, given to one observer.
+
+Nothing is silent (G5): each of these is also a counter in `MessageBus.stats` and one log line.  ``cause`` says why in
+plain words; sequences are inclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from lemegeton.lane import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The root of all events; ``name`` is what `MessageBus.on` takes."""
+
+    name: ClassVar[str] = "event"
+    level: ClassVar[str] = "warning"
+
+    def __str__(self) -> str:
+        return self.name + ": " + ", ".join(f"{f.name}={_shown(getattr(self, f.name))}" for f in fields(self))
+
+
+def _shown(value: object) -> str:
+    """A value for one log line: control characters escaped, bounded."""
+    text = str(value)
+    return (text if text.isprintable() else ascii(text))[:300]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap(Event):
+    """No log can supply the records ``first`` to ``last`` to this subscription any more; it goes on behind them."""
+
+    name = "gap"
+    subscription: str
+    lane: Lane
+    first: int
+    last: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired(Event):
+    """The time to live of a message passed before its handler was called; it counts as settled."""
+
+    name = "expired"
+    level = "info"
+    subscription: str
+    lane: Lane
+    seq: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptRecord(Event):
+    """Bytes in a log are not the record that was written; the records behind them are read on."""
+
+    name = "corrupt_record"
+    subscription: str
+    lane: Lane
+    expected: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class TailDropped(Event):
+    """A segment ends in bytes that never became a record; its origin went on elsewhere."""
+
+    name = "tail_dropped"
+    level = "info"
+    lane: Lane
+    segment: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerFailed(Event):
+    """A handler raised; the message is tried again or becomes a dead letter."""
+
+    name = "handler_failed"
+    subscription: str
+    lane: Lane
+    seq: int
+    attempt: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettered(Event):
+    """A message was put into its dead-letter channel and counts as settled."""
+
+    name = "dead_letter"
+    subscription: str
+    lane: Lane
+    seq: int
+    id: str
+    attempts: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStalled(Event):
+    """A lane waits: its next step could not be stored.  It is tried again; nothing is lost meanwhile."""
+
+    name = "lane_stalled"
+    subscription: str
+    lane: Lane
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """Something from outside was not a message; it was set aside under the name in ``kept``."""
+
+    name = "refused"
+    channel: str
+    source: str
+    kept: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class IncarnationBegun(Event):
+    """An origin could not continue a lane where it ended and counts from 1 in a new incarnation."""
+
+    name = "incarnation_begun"
+    level = "info"
+    lane: Lane
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSealed(Event):
+    """A segment is not written to any more because a write or sync went wrong; its records stay."""
+
+    name = "segment_sealed"
+    lane: Lane
+    segment: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneForked(Event):
+    """A replica holds another record at sequence ``seq`` than this log: one of them went back and grew again."""
+
+    name = "lane_forked"
+    lane: Lane
+    seq: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionExpired(Event):
+    """A durable subscription was not seen for so long that its place was dropped."""
+
+    name = "subscription_expired"
+    subscription: str
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DoorbellLost(Event):
+    """Hints about changed files cannot be had; polling carries on."""
+
+    name = "doorbell_lost"
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitReached(Event):
+    """Publishers wait for room, or are refused; ``holder`` is the subscription in the way."""
+
+    name = "limit_reached"
+    used: int
+    limit: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionFailed(Event):
+    """Cleaning up met an error; it is tried again later and keeps everything meanwhile."""
+
+    name = "retention_failed"
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChanged(Event):
+    """The best path that works changed."""
+
+    name = "mode_changed"
+    level = "info"
+    old: str
+    new: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentJoined(Event):
+    """An agent registered with the hub; ``session`` is this run of it."""
+
+    name = "agent_joined"
+    level = "info"
+    agent: str
+    session: str
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLost(Event):
+    """An agent is dead; ``open`` assignments of it go to others once everything it said has been read."""
+
+    name = "agent_lost"
+    agent: str
+    session: str
+    open: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentMoved(Event):
+    """The agent that had an assignment will not finish it: it waits for its next attempt, or failed for good."""
+
+    name = "assignment_moved"
+    assignment: str
+    attempt: int
+    agent: str
+    status: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaleReport(Event):
+    """An agent reported on an attempt that does not count any more (or that no ledger knows: ``current`` is 0)."""
+
+    name = "stale_report"
+    agent: str
+    type: str
+    assignment: str
+    attempt: int
+    current: int
+
+
+@dataclass(frozen=True, slots=True)
+class MessageIgnored(Event):
+    """A hub or agent got a message of a type that it acts on, with a payload that it cannot understand."""
+
+    name = "message_ignored"
+    channel: str
+    sender: str
+    type: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubStalled(Event):
+    """A hub or agent could not write what it had to; it tries again, and nothing is lost meanwhile."""
+
+    name = "hub_stalled"
+    who: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalDamaged(Event):
+    """Lines of a hub's journal could not be read; what they said is not in its ledger."""
+
+    name = "journal_damaged"
+    hub: str
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class BusBroken(Event):
+    """The tasks of a bus ended by an error they should not have; it delivers nothing more.  What is stored stays."""
+
+    name = "bus_broken"
+    bus: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverFailed(Event):
+    """A callback registered with `MessageBus.on` raised."""
+
+    name = "observer_failed"
+    event: str
+    error: str
+
+
+Observer = Callable[[Event], None]
+
+EVENTS: tuple[type[Event], ...] = (
+    Gap, Expired, CorruptRecord, TailDropped, HandlerFailed, DeadLettered, LaneStalled, Refused, IncarnationBegun,
+    SegmentSealed, LaneForked, SubscriptionExpired, DoorbellLost, LimitReached, RetentionFailed, ModeChanged,
+    BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport, MessageIgnored, HubStalled, JournalDamaged,
+)

@@ -1,0 +1,274 @@
+"""Handling: what happens to one record after another of a lane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from lemegeton.channels import DEAD_LETTER
+from lemegeton.checkpoint import Marks, settled_at
+from lemegeton.codec import Draft, decode, encode
+from lemegeton.errors import InvalidMessage, LemegetonError
+from lemegeton.events import CorruptRecord, DeadLettered, Expired, Gap, HandlerFailed, LaneStalled, Observer
+from lemegeton.lane import Lane, lane_token
+from lemegeton.logs.base import Cursor, Damage, Log
+from lemegeton.message import Message
+from lemegeton.retry import Backoff
+from lemegeton.window import IdWindow
+
+Handler = Callable[[Message], Awaitable[Any]]
+"""What a message is given to; a synchronous function is wrapped to run in a thread before it comes here."""
+
+DEAD_LETTER_RETRY_S = 1.0
+COPY_WAIT_S = 0.02
+"""How long a copy waits before it looks again whether its twin is settled."""
+ERROR_CHARS = 2000
+_set = msgspec.structs.force_setattr
+
+
+class Outcome(Enum):
+    """How handling a batch ended."""
+
+    DONE = "done"
+    LATER = "later"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True, eq=False)
+class LanePlace:
+    """Where a subscription is in a lane: its row of marks, the next sequence, and how its next record stands.
+
+    Records up to ``flagged`` may have been handled by an earlier process."""
+
+    lane: Lane
+    row: int
+    next: int
+    flagged: int
+    cursor: Cursor | None = None
+    attempt: int = 1
+    damaged: str = ""
+    delay_s: float = 0.0
+    failure: str = ""
+    """Why the next record becomes a dead letter, once its attempts are used up."""
+
+    made_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        self.made_prefix = lane_token(self.lane) + "-"
+
+    def forget_trouble(self) -> None:
+        """The next record begins with its first attempt, and nothing was damaged before it."""
+        self.attempt, self.failure, self.damaged = 1, "", ""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a subscription did, in records."""
+
+    handled: int = 0
+    redelivered: int = 0
+    copies: int = 0
+    expired: int = 0
+    failed: int = 0
+    dead: int = 0
+    corrupt: int = 0
+    missing: int = 0
+
+
+class Handling:
+    """Gives the records of a lane to the handler, one at a time, and settles them."""
+
+    def __init__(
+        self, log: Log, handler: Handler, window: IdWindow, backoff: Backoff, observe: Observer, *, name: str,
+        sender: str, wall_ms: Callable[[], int], bytes_max: int
+    ) -> None:
+        self._log = log
+        self._handler = handler
+        self._window = window
+        self._backoff = backoff
+        self._observe = observe
+        self._name = name
+        self._sender = sender
+        self._wall_ms = wall_ms
+        self._bytes_max = bytes_max
+        self._tokens: dict[str, Lane] = {}
+        self._in_hand: set[tuple[str, str]] = set()
+        self.counts = Counts()
+        self.stopping = False
+        self.closed = False
+
+    async def handle(self, place: LanePlace, records: Sequence[bytes | Damage], marks: Marks) -> Outcome:
+        """Handle a batch; stops before the first record that cannot be settled now."""
+        at = settled_at(place.row)
+        lane = place.lane
+        for record in records:
+            if self.stopping:
+                return Outcome.STOPPED
+            message = self._decoded(place, record)
+            if message is None:
+                continue
+            seq = message.seq
+            if (seq != place.next or message.origin != lane.origin or message.inc != lane.inc) and not self._in_place(
+                place, message, marks
+            ):
+                continue
+            given = not message.id.startswith(place.made_prefix)
+            if message.ttl is not None and message.expired(self._wall_ms()):
+                self._expire(place, message)
+            elif given and self._is_copy(place, message, marks):
+                self._window.save()
+                self.counts.copies += 1
+            elif given and (lane.channel, message.id) in self._in_hand:
+                place.delay_s = COPY_WAIT_S  # its twin is in the handler: what this one is shows when that returned
+                return Outcome.LATER
+            else:
+                if seq > place.flagged:
+                    marks.cells[at + 1] = seq
+                _set(message, "channel", lane.channel)
+                _set(message, "raw", record)
+                outcome = await (self._deliver_given if given else self._deliver)(place, message)
+                if outcome is not Outcome.DONE:
+                    return outcome
+                if self.closed:  # the handler ignored its cancellation until the marks were let go
+                    return Outcome.STOPPED
+            marks.cells[at] = seq
+            place.next = seq + 1
+            if place.attempt > 1 or place.damaged:
+                place.forget_trouble()
+        return Outcome.DONE
+
+    def _decoded(self, place: LanePlace, record: bytes | Damage) -> Message | None:
+        """The message of a record; None, and reported, if it is none."""
+        try:
+            if not isinstance(record, Damage):
+                return decode(record)
+            cause = record.cause
+        except InvalidMessage as error:
+            cause = str(error)
+        self._report_damage(place, cause)
+        return None
+
+    # ------------------------------------------------------------------------------------------ before the handler
+
+    def _in_place(self, place: LanePlace, message: Message, marks: Marks) -> bool:
+        """False for a record that is not of this lane or was settled; reports the records missing before it."""
+        if (message.origin, message.inc) != (place.lane.origin, place.lane.inc):
+            self._report_damage(place, f"a record of {message.origin}.{message.inc} does not belong here")
+            return False
+        if message.seq < place.next:
+            return False
+        first, last = place.next, message.seq - 1
+        self.counts.missing += last - first + 1
+        self._observe(Gap(self._name, place.lane, first, last, place.damaged or "no log has it"))
+        place.next = message.seq
+        place.forget_trouble()
+        marks.cells[settled_at(place.row)] = last
+        return True
+
+    def _report_damage(self, place: LanePlace, cause: str) -> None:
+        self.counts.corrupt += 1
+        place.damaged = cause
+        self._observe(CorruptRecord(self._name, place.lane, place.next, cause))
+
+    def _expire(self, place: LanePlace, message: Message) -> None:
+        self.counts.expired += 1
+        self._observe(Expired(self._name, place.lane, message.seq, message.id))
+
+    def _is_copy(self, place: LanePlace, message: Message, marks: Marks) -> bool:
+        """True if a message with a given id was handled: in this window, or under the position its id names."""
+        if (place.lane.channel, message.id, self._wall_ms()) in self._window:
+            return True
+        token, _, number = message.id.partition("-")
+        if len(token) != 16 or not number:
+            return False
+        if token not in self._tokens:
+            self._tokens = {lane_token(lane): lane for lane in marks.lanes()}
+        row = marks.find(self._tokens[token]) if token in self._tokens else None
+        try:
+            return row is not None and int(number, 16) <= marks.cells[settled_at(row)]
+        except ValueError:
+            return False
+
+    # ------------------------------------------------------------------------------------------ the handler
+
+    async def _deliver_given(self, place: LanePlace, message: Message) -> Outcome:
+        """`_deliver` for a message whose id was given: no other lane may have the same id in the handler meanwhile."""
+        key = (place.lane.channel, message.id)
+        self._in_hand.add(key)
+        try:
+            outcome = await self._deliver(place, message)
+            if outcome is Outcome.DONE:
+                self._window.add(*key, self._wall_ms())
+            return outcome
+        finally:
+            self._in_hand.discard(key)
+
+    async def _deliver(self, place: LanePlace, message: Message) -> Outcome:
+        """Call the handler; DONE when the record may be settled."""
+        if place.failure:
+            return await self._bury(place, message)
+        if message.seq <= place.flagged:
+            _set(message, "redelivered", True)
+            self.counts.redelivered += 1
+        if place.attempt > 1:
+            _set(message, "attempt", place.attempt)
+        try:
+            await self._handler(message)
+        except Exception as error:
+            return await self._failed(place, message, error)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self.stopping or task is None:
+                raise
+            while task.uncancel():  # nobody but `stop` cancels us: the handler cancelled itself
+                continue
+            return await self._failed(place, message, error)
+        self.counts.handled += 1
+        return Outcome.DONE
+
+    async def _failed(self, place: LanePlace, message: Message, error: BaseException) -> Outcome:
+        text = f"{type(error).__name__}: {error}"[:ERROR_CHARS]
+        self.counts.failed += 1
+        self._observe(HandlerFailed(self._name, place.lane, message.seq, place.attempt, text))
+        delay_s = self._backoff.after(place.attempt)
+        if delay_s is not None:
+            place.attempt += 1
+            place.delay_s = delay_s
+            return Outcome.LATER
+        place.failure = text
+        return await self._bury(place, message)
+
+    async def _bury(self, place: LanePlace, message: Message) -> Outcome:
+        """Put the message into its dead-letter channel; while that cannot be written the lane waits."""
+        channel = place.lane.channel
+        if not channel.startswith(DEAD_LETTER):
+            try:
+                await self._log.append(DEAD_LETTER + channel, self._dead_letter(place, message), made=False)
+            except (LemegetonError, OSError) as error:
+                self._observe(LaneStalled(self._name, place.lane, f"dead letter: {error}"))
+                place.delay_s = DEAD_LETTER_RETRY_S
+                return Outcome.LATER
+        self.counts.dead += 1
+        self._observe(DeadLettered(self._name, place.lane, message.seq, message.id, place.attempt, place.failure))
+        place.forget_trouble()
+        return Outcome.DONE
+
+    def _dead_letter(self, place: LanePlace, message: Message) -> bytes:
+        lane = place.lane
+        ident = f"dl:{self._name}:{lane.origin}.{lane.inc}.{lane.priority}:{message.seq}"
+        payload = {
+            "channel": lane.channel, "subscription": self._name, "reason": "handler failed", "error": place.failure,
+            "attempts": place.attempt, "id": message.id, "original": message.raw.decode(),
+        }
+        draft = Draft(self._wall_ms(), "dead_letter", self._sender, payload, ident)
+        try:
+            return encode(draft, self._bytes_max)
+        except InvalidMessage:  # the original nearly fills a record by itself: it stays in its log, named by position
+            payload["original"] = None
+            payload["error"] = place.failure[: self._bytes_max // 8]
+            return encode(draft, self._bytes_max)

@@ -1,0 +1,157 @@
+"""The log: named channels of numbered lanes, and the contract that every kind of log keeps.
+
+A log keeps no subscriptions, no handlers and no readers' places: the reader owns its cursor.  The behaviour above
+(`delivery`, `retention`, `relay`) knows this Protocol and no kind of log; `lemegeton.testing.conformance` checks it.
+
+1. `append` returns once the record is in the log as durably as asked; ``definite`` of what it raises says whether the
+   record is certainly absent.  Cancelled, it is either wholly in or not.
+2. `read` returns the records behind a cursor, in sequence order, and never removes or remembers.
+3. Order of position is order of visibility: once a record was read, nothing ever appears before it in its lane.
+4. A cursor behind which records were removed raises `PositionLost` with what is left; nothing is skipped silently.
+5. `trim` is permission, not command: it may keep more, never less, than what lies behind ``through``.
+6. Positions are never given twice, channel names never collide, `aclose` may be called twice and later calls raise
+   `BusClosed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from lemegeton.lane import Lane
+
+READ_BYTES = 256 * 1024
+"""How much one `read` takes at the most, unless a single record is larger."""
+
+Cursor = tuple[int, int]
+"""A place in a lane; only the log that gave it may look inside.  A reader begins with `Log.seek`."""
+
+Ring = Callable[[str, Lane | None], None]
+"""``ring(channel, lane)``: something may be new in this lane, or (None) anywhere in the channel."""
+
+
+class Position(NamedTuple):
+    """Where a record lies: its lane and its sequence, from 1."""
+
+    lane: Lane
+    seq: int
+
+
+class Span(NamedTuple):
+    """The sequences a lane can supply, both inclusive; ``last < first`` when it holds none."""
+
+    first: int
+    last: int
+
+
+class Damage(NamedTuple):
+    """Bytes that are not the record they should be, in the place of one."""
+
+    cause: str
+
+
+class Batch(NamedTuple):
+    """What `Log.read` found: wire JSON of records (or damage) in order, and the cursor behind them."""
+
+    records: Sequence[bytes | Damage]
+    cursor: Cursor
+
+
+class Log(Protocol):
+    """Append-only lanes; see the module for the contract."""
+
+    @property
+    def rings(self) -> bool:
+        """True while doorbells work; then a slow poll behind them is enough."""
+        ...
+
+    async def append(
+        self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False
+    ) -> Position:
+        """Put a record at the end of this sender's own lane.
+
+        ``body`` is a JSON object without position; the log adds that, and the id when it is to be ``made``.  ``disk``
+        waits until the record survives a power cut.  Number, line and place in the queue are one step: cancellation
+        after it does not withdraw the record."""
+        ...
+
+    async def channels(self) -> Sequence[str]:
+        """The channels that have lanes."""
+        ...
+
+    async def lanes(self, channel: str) -> Sequence[Lane]:
+        """The lanes of a channel as they are now; those of one chain in the order of their incarnations."""
+        ...
+
+    async def span(self, lane: Lane) -> Span: ...
+
+    async def seek(self, lane: Lane, after: int) -> Cursor:
+        """The cursor behind sequence ``after``; `PositionLost` if the record behind it is gone."""
+        ...
+
+    async def read(self, lane: Lane, cursor: Cursor, limit: int = READ_BYTES) -> Batch:
+        """Up to ``limit`` bytes of records behind the cursor, but at least one record if there is any."""
+        ...
+
+    async def trim(self, lane: Lane, through: int) -> None:
+        """Records up to ``through`` are not needed any more."""
+        ...
+
+    def listen(self, channel: str | None, ring: Ring) -> Callable[[], None]:
+        """Ring for news in a channel (None: for channels that are new); returns what ends it.  Only a hint."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Mark(NamedTuple):
+    """What a replica has of a lane: its last sequence (0: nothing) and the checksum of that record."""
+
+    seq: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A replica's answer: the mark it has now, and whether it could not take the records because some are missing."""
+
+    mark: Mark
+    gap: bool = False
+
+
+class Replica(Protocol):
+    """Where the relay copies lanes to: it takes only the next sequence, so whatever it forgets shows itself."""
+
+    async def accept(self, lane: Lane, first: int, records: Sequence[bytes], *, base: bool = False) -> Answer:
+        """Take consecutive records beginning with sequence ``first``.
+
+        Those at or below the mark are skipped with success; a ``first`` above the next is a gap, unless it is the
+        ``base``, the oldest that there is.  An exception means that they may have been taken."""
+        ...
+
+    async def mark(self, lane: Lane) -> Mark: ...
+
+
+async def read_wait(log: Log, lane: Lane, cursor: Cursor, wait_s: float, poll_s: float = 0.02) -> Batch:
+    """`Log.read` that waits up to ``wait_s`` for the first record; cancelling it has no effect on the log."""
+    news = asyncio.Event()
+    silence = log.listen(lane.channel, lambda *_: news.set())
+    deadline = asyncio.get_running_loop().time() + wait_s
+    try:
+        while True:
+            news.clear()
+            batch = await log.read(lane, cursor)
+            if not batch.records:  # it may lie in a segment that is newer than what this log knows of the lane
+                await log.lanes(lane.channel)
+                batch = await log.read(lane, cursor)
+            left = deadline - asyncio.get_running_loop().time()
+            if batch.records or left <= 0:
+                return batch
+            try:
+                await asyncio.wait_for(news.wait(), min(left, poll_s))
+            except TimeoutError:
+                continue
+    finally:
+        silence()

@@ -1,0 +1,109 @@
+"""The message as handlers see it, and the words for its parts."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import msgspec
+
+from lemegeton.errors import InvalidMessage
+from lemegeton.lane import Lane, made_id
+
+
+class MessageType(StrEnum):
+    """The types of the original plan; any other text is a type as well."""
+
+    ASSIGNMENT = "assignment"
+    PROGRESS = "progress"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    HEARTBEAT = "heartbeat"
+    MODE_CHANGE = "mode_change"
+    SHUTDOWN = "shutdown"
+    CUSTOM = "custom"
+
+
+class MessagePriority(IntEnum):
+    """Four levels; each has lanes of its own, so CRITICAL never waits behind LOW."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    CRITICAL = 3
+
+
+_WIRE_NAMES = {"sender": "from", "correlation_id": "correlationId", "reply_to": "replyTo"}
+# What delivery adds has names that no sender would use: a field "attempt" of a foreign message stays what it was.
+_OURS = {name: f"~lemegeton.{name}" for name in ("channel", "redelivered", "attempt", "raw")}
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, rename={**_WIRE_NAMES, **_OURS}):
+    """One message, inert: it knows where it came from and nothing about how it is settled.
+
+    ``timestamp`` and ``ttl`` are milliseconds (Unix, and from the timestamp on).  ``redelivered`` is true only if an
+    earlier process may have handled this message already; ``attempt`` counts the calls within this process from 1.
+    ``origin``, ``inc`` and ``seq`` are its position; empty and 0 for a foreign message that has none yet.
+    ``after`` names the record of another origin that is settled first (origin, incarnation, sequence).
+    """
+
+    id: str = ""
+    timestamp: int
+    type: str
+    sender: str
+    payload: Any
+    to: str | None = None
+    priority: int = 1
+    ttl: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    headers: dict[str, str] = {}
+    after: tuple[str, int, int] | None = None
+    origin: str = ""
+    inc: int = 0
+    seq: int = 0
+    channel: str = ""
+    redelivered: bool = False
+    attempt: int = 1
+    raw: bytes = b""
+
+    def expired(self, now_ms: int) -> bool:
+        """True once the time to live has passed, counted from the sender's stamp."""
+        return self.ttl is not None and self.timestamp + self.ttl < now_ms
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """The fields of the wire JSON that this version does not know; they are kept, not understood.
+
+        `InvalidMessage` if one of them is a value that cannot be read, such as 1e400: decoding passes over it.
+        """
+        try:
+            fields: dict[str, Any] = msgspec.json.decode(self.raw) if self.raw else {}
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise InvalidMessage(f"message {self.id!r}: a field that is not known cannot be read: {error}") from None
+        return {key: value for key, value in fields.items() if key not in WIRE_FIELDS}
+
+
+WIRE_FIELDS = frozenset(f.encode_name for f in msgspec.structs.fields(Message) if f.name not in _OURS)
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What `publish` acknowledged: the position of the message and the level it reached.
+
+    ``level`` is ``"local"``, ``"disk"`` or ``"handled"``.
+    """
+
+    lane: Lane
+    seq: int
+    level: str
+    given_id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the message on the wire."""
+        return self.given_id or made_id(self.lane, self.seq)
+
+    @property
+    def channel(self) -> str:
+        """The channel it was published to."""
+        return self.lane.channel

@@ -1,0 +1,120 @@
+"""Retention: which segments may go.  Pure: it is told what there is and answers what to remove.
+
+A segment may go when every durable subscription whose pattern matches its channel has settled its last record; of
+those, the oldest go until the rest fits the ``disk_budget``.  Where no durable subscription matches it stays for
+``message_max_age``; dead letters stay for ``dead_letter_max_age``.  The last segment of a chain always stays: its end
+is where the next owner of the origin goes on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from lemegeton.channels import DEAD_LETTER
+from lemegeton.lane import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """A segment on disk: its records ``first`` to ``last`` (only known when another one follows) and its size."""
+
+    lane: Lane
+    first: int
+    last: int
+    bytes: int
+    modified_ms: int
+    final: bool
+    """True for the last segment of the last incarnation of its chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A durable subscription: which channels it listens to and how far it has settled a lane."""
+
+    name: str
+    matches: Callable[[str], bool]
+    settled: Callable[[Lane], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that decide; times in milliseconds, sizes in bytes."""
+
+    disk_budget: int
+    message_max_age_ms: int
+    dead_letter_max_age_ms: int
+    remove_at_once: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to remove, what stays (bytes), and which subscription holds the most of it."""
+
+    remove: Sequence[SegmentInfo]
+    used: int
+    holder: str
+
+
+NOBODY = "no durable subscription; records stay for message_max_age or are young"
+
+
+def plan(segments: Sequence[SegmentInfo], holders: Sequence[Holder], now_ms: int, policy: Policy) -> Plan:
+    """Decide for all segments of a home at once."""
+    remove: list[SegmentInfo] = []
+    settled: list[SegmentInfo] = []
+    held: Counter[str] = Counter()
+    for segment in segments:
+        blocking = None if segment.final else _blocking(segment, holders)
+        if blocking:
+            held[blocking] += segment.bytes
+        elif segment.final:
+            held.update(_final_holders(segment, holders))
+        elif _aged_only(segment, holders):
+            if now_ms - segment.modified_ms > _age_ms(segment, policy):
+                remove.append(segment)
+        else:
+            settled.append(segment)
+    remove.extend(_over_budget(settled, policy))
+    used = sum(segment.bytes for segment in segments) - sum(segment.bytes for segment in remove)
+    return Plan(remove, used, held.most_common(1)[0][0] if held else NOBODY)
+
+
+def _blocking(segment: SegmentInfo, holders: Iterable[Holder]) -> str:
+    """The name of a subscription that has not settled the segment; empty if there is none."""
+    for holder in holders:
+        if holder.matches(segment.lane.channel) and holder.settled(segment.lane) < segment.last:
+            return holder.name
+    return ""
+
+
+def _final_holders(segment: SegmentInfo, holders: Iterable[Holder]) -> dict[str, int]:
+    return {h.name: segment.bytes for h in holders
+            if h.matches(segment.lane.channel) and h.settled(segment.lane) < segment.first}
+
+
+def _aged_only(segment: SegmentInfo, holders: Iterable[Holder]) -> bool:
+    """True if only its age lets the segment go."""
+    channel = segment.lane.channel
+    return channel.startswith(DEAD_LETTER) or not any(holder.matches(channel) for holder in holders)
+
+
+def _age_ms(segment: SegmentInfo, policy: Policy) -> int:
+    dead = segment.lane.channel.startswith(DEAD_LETTER)
+    return policy.dead_letter_max_age_ms if dead else policy.message_max_age_ms
+
+
+def _over_budget(settled: list[SegmentInfo], policy: Policy) -> list[SegmentInfo]:
+    """The oldest settled segments, until what is left of them fits the budget.
+
+    Within a lane a segment never goes before an earlier one: ``first`` breaks ties of a coarse clock."""
+    budget = 0 if policy.remove_at_once else policy.disk_budget
+    left = sum(segment.bytes for segment in settled)
+    gone: list[SegmentInfo] = []
+    for segment in sorted(settled, key=lambda s: (s.modified_ms, s.lane, s.first)):
+        if left <= budget:
+            break
+        gone.append(segment)
+        left -= segment.bytes
+    return gone

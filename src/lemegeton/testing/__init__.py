@@ -1,0 +1,1 @@
+"""The test kit: conformance checks, faulty logs, history checker and simulation, for this project and for its users."""

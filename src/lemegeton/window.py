@@ -1,0 +1,99 @@
+"""The id window: which ids that were given, not made, this subscription has handled.
+
+A made id names its position, so sequence numbers already tell copies of it.  An id from outside (a foreign message, a
+drop-in, a sender's own) does not: it is remembered, for the last 100,000 ids and 24 hours, in a ring on disk beside the
+checkpoint::
+
+    cursors/{subscription}.ids      slots of 32 bytes: blake2b-128 of channel and id, running number, Unix ms
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+
+from lemegeton.seams import Fs
+
+IDS_MAX = 100_000
+AGE_MAX_MS = 24 * 3_600_000
+NUMBER_MAX = 2**62
+_SLOT = struct.Struct("<16sQQ")
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class IdWindow:
+    """Remembers ids; bounded by number and age.
+
+    With a path every `add` survives SIGKILL; the file is made when the first id comes.  A slot that is not where its
+    number belongs was torn or damaged, and counts as empty.
+    """
+
+    def __init__(self, fs: Fs, path: str | None, *, ids_max: int = IDS_MAX) -> None:
+        self._fs = fs
+        self._path = path
+        self._ids_max = ids_max
+        self._fd = -1
+        self._count = 0
+        self._seen: dict[bytes, int] = {}
+        self._unsaved: dict[bytes, int] = {}
+        if path is not None:
+            self._load(path)
+
+    def _load(self, path: str) -> None:
+        try:
+            self._fd = self._fs.open(path, _FLAGS & ~os.O_CREAT)
+        except FileNotFoundError:
+            return
+        data = self._fs.pread(self._fd, self._ids_max * _SLOT.size, 0)
+        slots = enumerate(_SLOT.iter_unpack(data[: len(data) // _SLOT.size * _SLOT.size]))
+        right = [slot for at, slot in slots if slot[1] % self._ids_max == at and slot[1] < NUMBER_MAX]
+        for digest, number, stamp in sorted(right, key=lambda slot: slot[1]):
+            self._seen.pop(digest, None)
+            self._seen[digest] = stamp
+            self._count = max(self._count, number + 1)
+
+    def __contains__(self, key: tuple[str, str, int]) -> bool:
+        """True if this (channel, id) was added less than 24 h before the given Unix ms."""
+        channel, ident, now_ms = key
+        stamp = self._seen.get(_digest(channel, ident))
+        return stamp is not None and now_ms - stamp < AGE_MAX_MS
+
+    def add(self, channel: str, ident: str, now_ms: int) -> None:
+        """Remember an id; on disk when this returns, if the window has a path.
+
+        Where the disk refuses it (``OSError``) it is remembered while the process lives, and `save` tries again.
+        """
+        digest = _digest(channel, ident)
+        self._seen.pop(digest, None)
+        self._seen[digest] = now_ms
+        while len(self._seen) > self._ids_max:
+            del self._seen[next(iter(self._seen))]
+        self._unsaved[digest] = now_ms
+        self.save()
+
+    def save(self) -> None:
+        """Bring to disk what an `add` could not; a copy may only be settled on the word of an id that survives."""
+        while self._unsaved:
+            digest, stamp = next(iter(self._unsaved.items()))
+            if self._path is not None:
+                self._store(self._path, _SLOT.pack(digest, self._count, stamp))
+            self._count += 1
+            del self._unsaved[digest]
+
+    def _store(self, path: str, slot: bytes) -> None:
+        if self._fd < 0:
+            self._fd = self._fs.open(path, _FLAGS, 0o600)
+        if self._fs.pwrite(self._fd, slot, self._count % self._ids_max * _SLOT.size) != len(slot):
+            raise OSError(errno.ENOSPC, "short write")
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._fd >= 0:
+            self._fs.close(self._fd)
+            self._fd = -1
+
+
+def _digest(channel: str, ident: str) -> bytes:
+    return hashlib.blake2b(f"{channel}\0{ident}".encode(), digest_size=16).digest()

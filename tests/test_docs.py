@@ -1,0 +1,34 @@
+"""The documents say what the source says, and their examples run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_operations_page_is_what_the_source_makes_it() -> None:
+    made = runpy.run_path(str(ROOT / "docs/make_operations.py"))
+    assert (ROOT / "docs/operations.md").read_text() == made["page"](), "run: python docs/make_operations.py"
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    found = re.search(r"<!-- example.*?-->\n```python\n(.*?)```", text, re.S)
+    assert found is not None
+    (tmp_path / "example.py").write_text(found[1])
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=15)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alice says hello\n"
+
+
+def test_every_file_a_document_names_is_there() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)|`((?:tests|benchmarks|chaos|docs)/[\w./]+)`", document.read_text()):
+            name = target[0] or target[1]
+            base = document.parent if target[0] else ROOT
+            assert (base / name).exists(), f"{document.name} names {name}"
