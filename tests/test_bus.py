@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -617,3 +619,14 @@ async def test_what_is_built_upon_the_bus_tells_its_events_through_it() -> None:
         assert bus.site.origin() is None
         assert bus.stats().disk_used == 0
     assert seen == [event]
+
+
+def test_a_bus_that_is_over_leaves_no_trace_in_its_process(tmp_path: Path) -> None:
+    async def once() -> weakref.ref[MessageBus]:
+        async with MessageBus("a", home=str(tmp_path / "home")) as bus:
+            await bus.publish("c", 1)
+        return weakref.ref(bus)
+
+    gone = asyncio.run(once())
+    gc.collect()
+    assert gone() is None

@@ -312,3 +312,33 @@ async def test_the_dead_letters_of_a_settled_channel_stay_for_their_own_age() ->
         assert len(await bus.history("dead-letter:c")) < 20
 
 
+
+
+@in_virtual_time
+async def test_the_last_segments_of_a_copied_home_go_once_they_are_settled() -> None:
+    site, got = Site(), Got()
+    async with site.bus(**SMALL) as bus:
+        await bus.subscribe("c", got, durable="worker")
+        await bus.publish("c", 1)
+        await got.reach(1)
+    janitor = await site.janitor(**SMALL)
+    janitor.tick()
+    assert len(site.segments()) == 1
+    janitor.close()
+    FakeFs(site.disk).unlink(f"{HOME}/site")  # what a copy finds is not bound to it: it gets an id of its own
+    janitor = await site.janitor(**SMALL)
+    janitor.tick()
+    assert site.segments() == []
+
+
+@in_virtual_time
+async def test_the_last_segment_of_a_live_sender_stays_whatever_site_it_was_opened_in() -> None:
+    site, got = Site(), Got()
+    async with site.bus(**SMALL) as bus:
+        await bus.subscribe("c", got, durable="worker")
+        await bus.publish("c", 1)
+        await got.reach(1)
+        FakeFs(site.disk).unlink(f"{HOME}/site")
+        janitor = await site.janitor(**SMALL)
+        janitor.tick()
+        assert len(site.segments()) == 1

@@ -151,3 +151,18 @@ async def test_a_new_incarnation_that_cannot_reach_the_disk_is_not_used() -> Non
     assert origin.fresh() >= 1
 
 
+
+
+@in_virtual_time
+async def test_an_incarnation_that_was_only_half_written_is_not_given() -> None:
+    disk = FakeDisk(Random(1))
+    machine = Machine(disk)
+    origin = await machine.take()
+    first = origin.fresh()
+    machine.fs.short_writes = 1.0
+    with pytest.raises(OSError, match="short write"):
+        origin.fresh()
+    machine.fs.short_writes = 0.0
+    second = origin.fresh()
+    disk.power(Random(2))
+    assert first < second < (await Machine(disk).take()).fresh()

@@ -126,8 +126,8 @@ fd = fs.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 assert fs.lock(fd)
 class Owner: pass
 owner, gone = Owner(), Owner()
-at_fork(owner, lambda: print("told", flush=True))
-at_fork(gone, lambda: print("not told", flush=True))
+at_fork(owner, lambda _: print("told", flush=True))
+at_fork(gone, lambda _: print("not told", flush=True))
 del gone
 child = os.fork()
 if child:
@@ -179,9 +179,9 @@ def test_in_a_child_every_file_system_forgets_and_every_living_owner_is_told(pat
     told: list[str] = []
     fd = fs.open(path, NEW)
     assert fs.lock(fd)
-    at_fork(owner, lambda: told.append("first"))
-    at_fork(owner, lambda: told.append("second"))
-    at_fork(gone, lambda: told.append("gone"))
+    at_fork(owner, lambda _: told.append("first"))
+    at_fork(owner, lambda of: told.append("second" if of is owner else "another"))
+    at_fork(gone, lambda _: told.append("gone"))
     del gone
     gc.collect()
     osfs._in_child()

@@ -123,7 +123,7 @@ async def test_short_writes_without_end_are_given_up() -> None:
     log = await rig.log()
     await write(log, 0)
     rig.fs.short_writes = 1.0
-    with pytest.raises(LogError, match="short writes one after the other") as caught:
+    with pytest.raises(LogError, match="short write") as caught:
         await write(log, 1)
     assert caught.value.definite
     rig.fs.short_writes = 0.0
@@ -323,6 +323,34 @@ async def test_what_a_failed_write_has_stored_all_the_same_counts() -> None:
     assert [getattr(result, "seq", type(result)) for result in results] == [2, 3, LogError, LogError]
     assert (await write(log, 9)).seq == 4
     assert await read_all(log) == [0, 1, 2, 9]
+
+
+@in_virtual_time
+async def test_bytes_that_somebody_else_put_into_a_segment_are_no_proof_of_a_failed_write() -> None:
+    rig = Rig()
+    log = await rig.log()
+    await write(log, 0)
+    rig.edit(rig.files()[0], b"x" * 500 + b"\n")
+    rig.disk.capacity = rig.disk.used
+    with pytest.raises(DiskFull) as caught:
+        await write(log, "refused")
+    assert caught.value.definite
+    rig.disk.capacity = None
+    assert (await write(log, 2)).seq == 2
+    assert await read_all(log) == [0, "wrong checksum", 2]
+
+
+@in_virtual_time
+async def test_a_segment_of_another_length_than_was_written_is_sealed() -> None:
+    rig = Rig()
+    log = await rig.log()
+    await write(log, 0)
+    rig.edit(rig.files()[0], b"x" * 500 + b"\n")
+    log.upkeep()
+    await write(log, 1)
+    assert [event.cause for event in rig.events if isinstance(event, SegmentSealed)]
+    assert len(rig.files()) == 2
+    assert await read_all(log) == [0, "wrong checksum", 1]
 
 
 @pytest.mark.parametrize("room", [0, 130], ids=["for nothing", "for a part of a record"])

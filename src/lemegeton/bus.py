@@ -23,6 +23,7 @@ from lemegeton.logs.base import Position
 from lemegeton.message import Message, MessagePriority, Receipt
 from lemegeton.modes import CoordinationMode
 from lemegeton.observing import Observing
+from lemegeton.osfs import at_fork
 from lemegeton.retention import Holder
 from lemegeton.seams import Runtime
 from lemegeton.site import Site, open_site
@@ -79,7 +80,7 @@ class MessageBus:
         self._opened = self._given_site or await open_site(
             self.name, self._runtime, self._arguments, self._observing.observe, self._origin_wait_s)
         self._default_ttl = self._opened.settings.message_timeout
-        self._opened.on_fork(self._forked)
+        at_fork(self, MessageBus._forked)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._root = asyncio.get_running_loop().create_task(self._serve(ready), name=f"lemegeton {self.name}")
         await ready

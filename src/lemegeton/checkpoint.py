@@ -26,7 +26,7 @@ import msgspec
 
 from lemegeton.channels import check_pattern, encode_name
 from lemegeton.errors import CheckpointFull, InvalidMessage, NameTaken
-from lemegeton.home import sync_directory
+from lemegeton.home import store, sync_directory
 from lemegeton.lane import Lane
 from lemegeton.seams import Fs
 
@@ -179,7 +179,7 @@ class Checkpoint:
 
     def write_header(self, header: Header) -> None:
         """Store name, patterns, boot and last seen; one write, checked by its sum."""
-        self._fs.pwrite(self._fd, _header_bytes(header), 0)
+        store(self._fs, self._fd, _header_bytes(header), 0)
 
     def _allocate(self, offset: int, length: int) -> None:
         try:

@@ -8,6 +8,7 @@ so that a copied home gets a new one: two sites with one id would skip each othe
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import stat
@@ -138,6 +139,12 @@ def check_file(fs: Fs, fd: int, path: str, uid: int) -> None:
         raise HomeRefused(f"home: {path} is not a regular file of this user with one name; move it away")
 
 
+def store(fs: Fs, fd: int, data: bytes, offset: int) -> None:
+    """Write all of it in one call; a short write is the ``OSError`` of a full disk, never half a success."""
+    if fs.pwrite(fd, data, offset) != len(data):
+        raise OSError(errno.ENOSPC, f"short write: {os.strerror(errno.ENOSPC)}")
+
+
 def write_new(fs: Fs, path: str, data: bytes) -> bool:
     """Write a small new file; false if the name is taken."""
     try:
@@ -185,7 +192,7 @@ def _write_site(runtime: Runtime, file: str, text: bytes, bound: str) -> bool:
             sync_directory(fs, home)
             with suppress(PermissionError):  # whoever may not read it had to find the home in it
                 sync_directory(fs, os.path.dirname(home))
-            fs.pwrite(fd, b"%08x %b\n" % (crc32(text), text), 0)
+            store(fs, fd, b"%08x %b\n" % (crc32(text), text), 0)
             fs.fsync(fd)
         return True
     finally:

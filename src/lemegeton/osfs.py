@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lemegeton.seams import Doorbell, Runtime
 
@@ -82,8 +82,8 @@ _instances: weakref.WeakSet[OsFs] = weakref.WeakSet()
 def _in_child() -> None:
     for fs in list(_instances):
         fs.forget_locks()
-    for call in list(_at_fork.values()):
-        call()
+    for owner, act in list(_at_fork.items()):
+        act(owner)
 
 
 os.register_at_fork(after_in_child=_in_child)
@@ -132,9 +132,9 @@ class _Thread:
         return in_thread(call)
 
 
-_at_fork: weakref.WeakKeyDictionary[object, Callable[[], None]] = weakref.WeakKeyDictionary()
+_at_fork: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 
 
-def at_fork(owner: object, call: Callable[[], None]) -> None:
-    """Call in every forked child for as long as ``owner`` lives."""
-    _at_fork[owner] = call
+def at_fork(owner: T, act: Callable[[T], None]) -> None:
+    """Call ``act(owner)`` in every forked child, for as long as ``owner`` lives: ``act`` must not hold it."""
+    _at_fork[owner] = act

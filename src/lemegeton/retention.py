@@ -2,8 +2,8 @@
 
 A segment may go when every durable subscription whose pattern matches its channel has settled its last record; of
 those, the oldest go until the rest fits the ``disk_budget``.  Where no durable subscription matches it stays for
-``message_max_age``; dead letters stay for ``dead_letter_max_age``.  The last segment of a chain always stays: its end
-is where the next owner of the origin goes on.
+``message_max_age``; dead letters stay for ``dead_letter_max_age``.  The last segment of a chain stays as long as the
+origin can be taken over: its end is where the next owner goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SegmentInfo:
     bytes: int
     modified_ms: int
     final: bool
-    """True for the last segment of the last incarnation of its chain."""
+    """True for the last segment of the last incarnation of its chain, if its origin may go on there."""
 
 
 @dataclass(frozen=True, slots=True)

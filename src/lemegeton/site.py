@@ -26,7 +26,7 @@ from lemegeton.home import Home, find_home, network_fs, open_home
 from lemegeton.logs.base import Log
 from lemegeton.logs.file import FileLog
 from lemegeton.logs.janitor import Holders, Janitor
-from lemegeton.osfs import at_fork, os_runtime
+from lemegeton.osfs import os_runtime
 from lemegeton.retention import Holder
 from lemegeton.seams import Runtime
 from lemegeton.window import IdWindow
@@ -72,7 +72,6 @@ class Site(Protocol):
     def usage(self) -> Usage: ...
     def origin(self) -> str | None: ...
     def threads(self) -> ThreadPoolExecutor: ...
-    def on_fork(self, call: Callable[[], None]) -> None: ...
     async def tick(self) -> None: ...
     async def aclose(self) -> None: ...
 
@@ -140,10 +139,6 @@ class FileSite:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.settings.handler_threads, "lemegeton-handler")
         return self._threads
-
-    def on_fork(self, call: Callable[[], None]) -> None:
-        """Call in every forked child."""
-        at_fork(self, call)
 
     async def tick(self) -> None:
         """Once a second.  Errors are events: what could not be done now is done later."""

@@ -9,11 +9,11 @@ checkpoint::
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import struct
 
+from lemegeton.home import store
 from lemegeton.seams import Fs
 
 IDS_MAX = 100_000
@@ -85,8 +85,7 @@ class IdWindow:
     def _store(self, path: str, slot: bytes) -> None:
         if self._fd < 0:
             self._fd = self._fs.open(path, _FLAGS, 0o600)
-        if self._fs.pwrite(self._fd, slot, self._count % self._ids_max * _SLOT.size) != len(slot):
-            raise OSError(errno.ENOSPC, "short write")
+        store(self._fs, self._fd, slot, self._count % self._ids_max * _SLOT.size)
 
     def close(self) -> None:
         """Let the file go."""

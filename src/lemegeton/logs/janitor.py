@@ -17,6 +17,7 @@ from lemegeton.config import Settings
 from lemegeton.events import Observer, SubscriptionExpired
 from lemegeton.home import Home
 from lemegeton.lane import Chain, Lane, chain_of
+from lemegeton.logs.origin import site_of
 from lemegeton.logs.reader import Reader
 from lemegeton.retention import Holder, Plan, Policy, SegmentInfo, plan
 from lemegeton.seams import Runtime
@@ -121,8 +122,13 @@ class Janitor:
             for lane in lanes:
                 last_inc[chain_of(lane)] = max(lane.inc, last_inc.get(chain_of(lane), 0))
             for lane in lanes:
-                found.extend(self._of_lane(lane, lane.inc == last_inc[chain_of(lane)]))
+                newest = lane.inc == last_inc[chain_of(lane)]
+                found.extend(self._of_lane(lane, newest and self._goes_on(lane.origin)))
         return found
+
+    def _goes_on(self, origin: str) -> bool:
+        """True unless nobody can ever append as this origin again: one of another site, in a home that was copied."""
+        return site_of(origin) == self._home.site or held(self._fs, f"{self._home.origins}/{origin}")
 
     def _of_lane(self, lane: Lane, newest: bool) -> list[SegmentInfo]:
         firsts = self._reader.segments(lane)

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from lemegeton.channels import encode_name
 from lemegeton.errors import LogError
-from lemegeton.home import Home, check_file, sync_directory
+from lemegeton.home import Home, check_file, store, sync_directory
 from lemegeton.seams import Fs, Runtime
 
 ORIGINS_MAX = 10_000
@@ -63,7 +63,7 @@ class Origin:
         version = self._version + 1
         text = f"{version} {self._boot_id} {inc} {floor}".encode()
         line = (b"%08x %b\n" % (crc32(text), text)).ljust(_SLOT)
-        self._fs.pwrite(self._fd, line, version % 2 * _SLOT)
+        store(self._fs, self._fd, line, version % 2 * _SLOT)
         self._fs.fsync(self._fd)
         if version == 1:
             sync_directory(self._fs, self._directory)
@@ -73,6 +73,11 @@ class Origin:
     def release(self) -> None:
         """Let somebody else take it over."""
         self._fs.close(self._fd)
+
+
+def site_of(origin: str) -> str:
+    """The site an origin belongs to; an encoded name holds no tilde."""
+    return origin.split("~")[1] if "~" in origin else ""
 
 
 def take_origin(runtime: Runtime, home: Home, name: str, *, first_only: bool = False) -> Origin | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lemegeton.channels import encode_name, is_hashed
 from lemegeton.codec import decode
 from lemegeton.errors import InvalidMessage
-from lemegeton.home import Home, check_file
+from lemegeton.home import Home, check_file, store
 from lemegeton.lane import Lane
 from lemegeton.seams import Fs
 from lemegeton.segment import SegmentName, parse_line
@@ -69,7 +69,7 @@ class SegmentFiles:
         fd = self._fs.open(f"{path}/{NAME_FILE}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if self._fs.pread(fd, len(name) + 1, 0) != name:
-                self._fs.pwrite(fd, name, 0)  # everybody writes the same bytes
+                store(self._fs, fd, name, 0)  # everybody writes the same bytes
                 self._fs.fsync(fd)
         finally:
             self._fs.close(fd)

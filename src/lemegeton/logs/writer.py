@@ -15,6 +15,7 @@ import asyncio
 import errno
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import takewhile
 
 from lemegeton.errors import DiskFull, LogError
 from lemegeton.events import IncarnationBegun, Observer, SegmentSealed
@@ -236,15 +237,19 @@ class Writer:
         if segment is None or segment.fd < 0:
             return entries
         try:
-            written = self._fs.fstat(segment.fd).st_size - segment.size
-        except OSError:
-            written = -1
-        if written > 0:
-            segment.size += written
-            return self._landed(writer, segment, entries, written)
-        if written < 0 or error.errno not in _FULL:
+            tail = self._fs.pread(segment.fd, self._fs.fstat(segment.fd).st_size - segment.size, segment.size)
+        except (OSError, ValueError):  # shorter than what was written to it
             self._seal(writer, error.strerror or str(error))
-        return entries
+            return entries
+        if not tail and error.errno in _FULL:
+            return entries
+        self._seal(writer, error.strerror or str(error))
+        # Looked for, not counted: bytes that somebody else put there are no proof that ours are.
+        landed = list(takewhile(lambda entry: entry.line in tail, entries))
+        for entry in landed:
+            entry.segment = segment
+            segment.size += len(entry.line)
+        return entries[len(landed):]
 
     def _seal(self, writer: LaneWriter, cause: str) -> None:
         segment = writer.segment
@@ -321,8 +326,11 @@ class Writer:
         if segment is None or segment.fd < 0:
             return
         with suppress(FileNotFoundError):
-            if self._fs.lstat(segment.path).st_ino == self._fs.fstat(segment.fd).st_ino:
+            found = self._fs.fstat(segment.fd)
+            if self._fs.lstat(segment.path).st_ino == found.st_ino:
                 writer.checked, writer.checked_size = writer.next, segment.size
+                if found.st_size != segment.size:
+                    self._seal(writer, f"it is {found.st_size} bytes long, {segment.size} were written to it")
                 return
         entries = self._records_since(writer, segment)
         lane, following = writer.lane, writer.next - len(waiting)

@@ -19,7 +19,7 @@ from lemegeton.errors import NameTaken
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
 from lemegeton.logs.memory import MemoryLog, MemoryStore
-from lemegeton.osfs import OsFs, at_fork
+from lemegeton.osfs import OsFs
 from lemegeton.retention import NOBODY, Holder
 from lemegeton.site import Memory, Usage
 from lemegeton.window import IdWindow
@@ -125,10 +125,6 @@ class MemorySite:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.settings.handler_threads, "lemegeton-handler")
         return self._threads
-
-    def on_fork(self, call: Callable[[], None]) -> None:
-        """Call in every forked child."""
-        at_fork(self, call)
 
     async def tick(self) -> None:
         """Nothing to clean up."""
