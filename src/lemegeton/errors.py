@@ -9,7 +9,9 @@
     ├── LogError            the log could not do what was asked
     │   ├── BusFull         a limit is reached; names what holds the records in place
     │   ├── DiskFull        the disk refused the bytes
-    │   └── PositionLost    records behind this position are gone; carries the span that is left
+    │   ├── PositionLost    records behind this position are gone; carries the span that is left
+    │   ├── RedisLost       the connection ended before the answer: what was asked may have happened
+    │   └── RedisRefused    the server answered with an error; ``code`` is its first word
     ├── CheckpointFull      a place could not be stored
     ├── NotReached          the message is stored and still goes, the asked level was not reached in time
     ├── NoAgent             nobody can take this assignment
@@ -71,6 +73,21 @@ class PositionLost(LogError):
         super().__init__(text)
         self.first = first
         self.last = last
+
+
+class RedisLost(LogError):
+    """No answer: the connection is down, or ended while the answer was under way."""
+
+    def __init__(self, text: str, *, definite: bool = False) -> None:
+        super().__init__(text, definite=definite)
+
+
+class RedisRefused(LogError):
+    """The server's answer is an error; ``code`` is its first word, such as READONLY, OOM, NOAUTH or NOPERM."""
+
+    def __init__(self, text: str, *, code: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class CheckpointFull(LemegetonError):

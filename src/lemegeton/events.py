@@ -200,6 +200,34 @@ class ModeChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RedisUp(Event):
+    """A Redis answers; what it lacks is brought to it and what was missed is looked for."""
+
+    name = "redis_up"
+    level = "info"
+    redis: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedisDown(Event):
+    """A Redis does not answer any more.  Everything is kept here; whoever shares this site notices nothing."""
+
+    name = "redis_down"
+    redis: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStalled(Event):
+    """A Redis did not take the records of a lane; they are kept and offered again."""
+
+    name = "relay_stalled"
+    redis: str
+    lane: Lane
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class AgentJoined(Event):
     """An agent registered with the hub; ``session`` is this run of it."""
 
@@ -296,6 +324,7 @@ Observer = Callable[[Event], None]
 
 EVENTS: tuple[type[Event], ...] = (
     Gap, Expired, CorruptRecord, TailDropped, HandlerFailed, DeadLettered, LaneStalled, Refused, IncarnationBegun,
-    SegmentSealed, LaneForked, SubscriptionExpired, DoorbellLost, LimitReached, RetentionFailed, ModeChanged,
-    BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport, MessageIgnored, HubStalled, JournalDamaged,
+    SegmentSealed, LaneForked, RedisUp, RedisDown, RelayStalled, SubscriptionExpired, DoorbellLost, LimitReached,
+    RetentionFailed, ModeChanged, BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport,
+    MessageIgnored, HubStalled, JournalDamaged,
 )

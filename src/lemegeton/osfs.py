@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lemegeton.seams import Doorbell, Runtime
+from lemegeton.seams import Doorbell, Heard, Runtime, Wire
 
 T = TypeVar("T")
 
@@ -113,6 +113,12 @@ def _open_doorbell() -> Doorbell:
     return open_doorbell()
 
 
+async def _dial(url: str, heard: Heard | None, lost: Callable[[str], None], /) -> Wire:
+    from lemegeton.redis_wire import dial  # only who has a Redis pays for loading its client
+
+    return await dial(url, heard, lost)
+
+
 def os_runtime() -> Runtime:
     """The runtime of this machine."""
     return Runtime(
@@ -124,6 +130,7 @@ def os_runtime() -> Runtime:
         boot_id=boot_id(),
         machine_id=_read_text("/etc/machine-id", "/var/lib/dbus/machine-id"),
         uid=os.geteuid(),
+        dial=_dial,
     )
 
 

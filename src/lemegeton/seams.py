@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -102,13 +102,46 @@ class Blocking(Protocol):
     def __call__(self, call: Callable[[], T], /) -> Awaitable[T]: ...
 
 
+Heard = Callable[[Any], None]
+"""What a subscriber's connection does with everything that comes."""
+
+
+class Wire(Protocol):
+    """One connection to a Redis: commands go out in order, answers come back in order."""
+
+    @property
+    def unanswered(self) -> int:
+        """How many commands have no answer yet; of a subscriber's connection, 1 if nothing came since the last `ping`."""
+        ...
+
+    def call(self, *arguments: bytes | str | int) -> Awaitable[Any]:
+        """Send a command; the answer raises `RedisRefused` for an error and `RedisLost` if the connection ends first.
+
+        Cancelling the wait does not take the command back."""
+        ...
+
+    def send(self, *arguments: bytes | str | int) -> None:
+        """Send a command on a subscriber's connection: whatever comes back is heard."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Dial(Protocol):
+    """Connect, authenticate and be ready for commands; ``OSError`` or `RedisRefused` says why not.
+
+    With ``heard`` it is a subscriber's connection.  ``lost`` is called once, with the cause, when it ends by itself."""
+
+    def __call__(self, url: str, heard: Heard | None, lost: Callable[[str], None], /) -> Awaitable[Wire]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """What a bus needs from the machine it runs on.
 
     ``wall_ms`` is the wall clock in Unix milliseconds (stamps and TTL only, never order); ``token(n)`` gives n random
     bytes as hex; ``boot_id`` changes with every start of the kernel; ``machine_id`` is the machine's own; ``uid`` owns
-    every file of the home.
+    every file of the home; ``dial`` connects to a Redis.
     """
 
     fs: Fs
@@ -119,3 +152,4 @@ class Runtime:
     boot_id: str
     machine_id: str
     uid: int
+    dial: Dial

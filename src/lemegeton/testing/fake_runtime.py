@@ -8,7 +8,7 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
-from lemegeton.seams import Runtime
+from lemegeton.seams import Dial, Heard, Runtime, Wire
 from lemegeton.testing.fake_fs import FakeFs, Killed
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class FakeBlocking:
 
 
 def runtime(fs: FakeFs, *, clock: FakeClock | None = None, rng: Random | None = None, machine_id: str = "machine",
-            blocking_s: tuple[float, float] = (0.000_05, 0.005)) -> Runtime:
+            blocking_s: tuple[float, float] = (0.000_05, 0.005), dial: Dial | None = None) -> Runtime:
     """The runtime of one process; call it in the running loop.
 
     ``blocking_s`` is the least and the most that a blocking call takes.  The boot id is that of the disk now: after a
@@ -89,4 +89,10 @@ def runtime(fs: FakeFs, *, clock: FakeClock | None = None, rng: Random | None = 
         boot_id=fs.disk.boot_id,
         machine_id=machine_id,
         uid=fs.uid,
+        dial=dial or no_redis,
     )
+
+
+async def no_redis(url: str, heard: Heard | None, lost: Callable[[str], None], /) -> Wire:
+    """There is none."""
+    raise ConnectionRefusedError(f"redis {url}: there is none")
