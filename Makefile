@@ -4,17 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 SEEDS ?= 500
 ROUNDS ?= 200
+SCHEDULES ?= 30
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
-EXACT := errors message channels events config codec segment lane retry seams checkpoint window retention delivery \
-	handling relay
+NODE := .make/node
+EXACT := errors message channels events config codec segment lane retry seams checkpoint window retention delivery crew \
+	handling relay relaying resending sharing mode_rules logs/redis_feed logs/redis_replica
 # Modules whose every line and branch a test runs: what is wrong in one of them loses messages.
 
 space := $(subst ,, )
 comma := ,
 INCLUDE := $(subst $(space),$(comma),$(patsubst %,src/lemegeton/%.py,$(strip $(EXACT))))
 
-.PHONY: setup demo test check sim chaos bench clean
+.PHONY: setup demo test check sim chaos transitions bench wire clean
 
 setup: $(MADE)
 
@@ -43,12 +45,25 @@ sim: $(MADE)
 	$(BIN)/python -m lemegeton.testing.simulation --seeds $(SEEDS) --mutants
 
 chaos: $(MADE)
-	$(BIN)/python chaos/run.py --rounds $(ROUNDS)
+	$(BIN)/python chaos/run.py --rounds $(ROUNDS) --schedules $(SCHEDULES)
+
+transitions: $(MADE)
+	$(BIN)/python chaos/transitions.py
 
 bench: $(MADE)
 	$(BIN)/python benchmarks/run.py
 
+# The hub and agent of the original, with Node's own client; fetches that first.
+wire: $(MADE) $(NODE)/.made
+	NODE_PATH=$(abspath $(NODE))/node_modules $(BIN)/pytest tests/node/node_wire.py
+
+$(NODE)/.made: tests/node/package.json
+	mkdir -p $(NODE)
+	cp tests/node/package.json $(NODE)/
+	cd $(NODE) && npm install --no-audit --no-fund --silent
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) .make build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache .grimp_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -14,6 +15,8 @@ STAMP_CHARS = 20
 PAYLOAD_BYTES = 256
 SPIN_NS = 200_000
 """A sleep ends up to 100 µs late here, so the last part of every wait is spent spinning, on both sides alike."""
+LOOP_SPIN_NS = 1_500_000
+"""A loop's sleep is counted in milliseconds, rounded up."""
 WARM_UP = 0.05
 """The share of the first messages whose latency is not counted."""
 _FILL = "x" * (PAYLOAD_BYTES - STAMP_CHARS - len('{"t":"","fill":""}'))
@@ -29,6 +32,12 @@ def wait_until(due_ns: int) -> None:
     while (left := due_ns - time.perf_counter_ns()) > 0:
         if left > SPIN_NS:
             time.sleep((left - SPIN_NS) / 1e9)
+
+
+async def paced(due_ns: int) -> None:
+    """`wait_until` for a loop that has answers to read meanwhile: it goes on turning."""
+    while (left := due_ns - time.perf_counter_ns()) > 0:
+        await asyncio.sleep((left - LOOP_SPIN_NS) / 1e9 if left > LOOP_SPIN_NS else 0)
 
 
 def percentiles(latencies_ns: Sequence[int]) -> dict[str, float]:

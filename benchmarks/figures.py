@@ -110,12 +110,11 @@ class Bench:
         self.groups.append(count / max(1, result["syncs"]))
         self.add(figure, "ours", rate(count, result["begun"], result["ended"]))
 
-    def raw_disk(self, figure: str) -> None:
-        """64 lines, one sync, again."""
+    def raw_disk(self, figure: str, role: str, **more: Any) -> None:
+        """Lines that are synced in groups of 64; nobody reads."""
         count = self.size.synced
         with directory(self.root) as path:
-            result = alone(Role("raw.py", "write", path=str(path / "log"), count=count, line_bytes=self.line_bytes,
-                                batch=TASKS, sync=True))
+            result = alone(Role("raw.py", role, path=str(path / "log"), count=count, line_bytes=self.line_bytes, **more))
         self.add(figure, "raw", rate(count, result["begun"], result["ended"]))
 
     def sqlite(self, figure: str) -> None:
@@ -155,8 +154,9 @@ def _latency(bench: Bench, hz: int) -> Sides:
 
 
 def on_disk(bench: Bench) -> Sides:
-    """Group sync."""
-    return [lambda: bench.ours_disk(DISK), lambda: bench.raw_disk(DISK)]
+    """Group sync: beside 64 tasks that share one as well, and beside a loop that writes 64 lines and syncs."""
+    return [lambda: bench.ours_disk(DISK), lambda: bench.raw_disk(DISK, "tasks", tasks=TASKS),
+            lambda: bench.ours_disk(BARE_DISK), lambda: bench.raw_disk(BARE_DISK, "write", batch=TASKS, sync=True)]
 
 
 def many_channels(bench: Bench) -> Sides:
@@ -178,6 +178,7 @@ FIGURES: tuple[Callable[[Bench], Sides], ...] = (
 ONE = "one publisher, each publish awaited, msg/s"
 SQLITE = "the same beside SQLite (WAL, NORMAL, a row a commit), msg/s"
 DISK = 'ack="disk", 64 tasks, msg/s'
+BARE_DISK = "the same beside one write and sync for 64 lines, no tasks, msg/s"
 MANY = "1,000 channels in turn, glob subscription, msg/s"
 GROUPED = "64 tasks, msg/s"
 BARS: dict[str, tuple[float, bool]] = {
@@ -198,7 +199,7 @@ def _row(figure: str, samples: Samples, bench: Bench) -> Row:
     ratio = median(ours) / median(other)
     limit, at_least = BARS.get(figure, (0.0, True))
     unit = " µs" if "latency" in figure else ""
-    group = f"; {median(bench.groups):.0f} a sync" if figure == DISK else ""
+    group = f"; {median(bench.groups):.0f} a sync" if figure in (DISK, BARE_DISK) else ""
     return Row(
         figure, _spread(ours, unit) + group, f"{side}: {_spread(other, unit)}", f"{ratio:.2f}",
         f"{'≥' if at_least else '≤'} {limit}" if limit else "–",

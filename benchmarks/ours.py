@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common import STAMP_CHARS, leave, memory, payload, percentiles, ready, spec, tell, wait_until
+from common import STAMP_CHARS, leave, memory, paced, payload, percentiles, ready, spec, tell, wait_until
 
 from lemegeton import Message, MessageBus
 from lemegeton.osfs import OsFs
@@ -35,17 +35,22 @@ class Syncs:
         OsFs.fdatasync = staticmethod(counted)  # type: ignore[arg-type]
 
 
+def settings(home: str, url: str) -> dict[str, str]:
+    """What a user gives: a home, and a Redis where there is one."""
+    return {"home": home, "redis_url": url, "local_redis": "off"} if url else {"home": home}
+
+
 async def publish(
-    *, home: str, count: int, rate: float = 0.0, tasks: int = 1, ack: str = "local", channel_count: int = 1
+    *, home: str, count: int, rate: float = 0.0, tasks: int = 1, ack: str = "local", channel_count: int = 1, url: str = ""
 ) -> None:
-    """Publish ``count`` messages, awaiting each."""
+    """Publish ``count`` messages, awaiting each; with a Redis the relay goes on until this process is ended."""
     syncs = Syncs()
-    async with MessageBus("sender", home=home) as bus:
+    async with MessageBus("sender", **settings(home, url)) as bus:
         names = channels(channel_count)
         ready()
         begun = time.perf_counter_ns()
         if rate:
-            await _paced(bus, count, rate, begun)
+            await (_paced_with_loop if url else _paced)(bus, count, rate, begun)
         elif tasks > 1:
             async with asyncio.TaskGroup() as group:
                 for _ in range(tasks):
@@ -55,6 +60,8 @@ async def publish(
                 await bus.publish(names[n % channel_count], payload())
         ended = time.perf_counter_ns()
         tell(begun=begun, ended=ended, syncs=syncs.count, **memory())
+        if url:
+            await asyncio.Event().wait()
 
 
 async def _some(bus: MessageBus, count: int, ack: Any) -> None:
@@ -67,6 +74,12 @@ async def _paced(bus: MessageBus, count: int, rate: float, begun: int) -> None:
         wait_until(begun + int(n * 1e9 / rate))
         await bus.publish(CHANNEL, payload())
         await asyncio.sleep(0)  # the wait blocks, so the loop gets its turn here
+
+
+async def _paced_with_loop(bus: MessageBus, count: int, rate: float, begun: int) -> None:
+    for n in range(count):
+        await paced(begun + int(n * 1e9 / rate))
+        await bus.publish(CHANNEL, payload())
 
 
 async def fill(*, home: str, count: int, every: int) -> None:
@@ -84,7 +97,7 @@ async def fill(*, home: str, count: int, every: int) -> None:
 
 async def subscribe(
     *, home: str, count: int, patterns: Sequence[str] = (CHANNEL,), name: str = "reader", latency: bool = False,
-    every: int = 0
+    every: int = 0, url: str = ""
 ) -> None:
     """Handle ``count`` messages in a durable subscription."""
     done = asyncio.get_running_loop().create_future()
@@ -102,7 +115,7 @@ async def subscribe(
         if seen == count:
             done.set_result(time.perf_counter_ns())
 
-    async with MessageBus("receiver", home=home) as bus:
+    async with MessageBus("receiver", **settings(home, url)) as bus:
         await bus.subscribe(list(patterns), handle, durable=name, start="earliest")
         ready()
         tell(ended=await done, marks=marks, **percentiles(latencies), **memory())

@@ -56,6 +56,7 @@ def report(found: list[Row], rounds: int, line_bytes: int, seconds: float, load:
 
 256-byte payload, {line_bytes} bytes a line. Ours: publish awaited → file → inotify → checksum, decode, intent, handler,
 settled, in a durable subscription of another process. Raw: `os.write` of lines of as many bytes → inotify → split.
+Raw with the disk: 64 asyncio tasks that append a ready line and share one write and one `fdatasync` in a thread.
 Medians over the rounds, smallest and largest in parentheses; the ratio is that of the medians.
 
 {table(found)}

@@ -1,10 +1,12 @@
 """Chaos: real processes on a real home, killed, stopped, forked and copied, and a checker that judges what they did.
 
-    python chaos/run.py --rounds 200 --seed 7
+    python chaos/run.py --rounds 200 --schedules 30 --seed 7
 
 A round is a batch of messages with one to four faults in it; ten rounds share a home, then everything that was
-acknowledged must be delivered within 15 s and the checker reads the histories.  Exit 1 on any violation: the histories
-of the failing groups stay where the output says.  A seed draws the same faults again, not the same moments.
+acknowledged must be delivered within 15 s and the checker reads the histories.  A schedule is some ten seconds of two or
+three sites around a server that is killed, emptied, stopped, cut off and lied to (`storms`), judged in the same way.
+Exit 1 on any violation: the histories of the failing groups stay where the output says.  A seed draws the same faults
+again, not the same moments.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from faults import GROUPS, Round, cast_of, common
+from schedule import SPAN_S, Schedule
 from specials import clone, crowd
 from stage import Stage, StageError, trouble_of
 
-from lemegeton.testing.checker import Violation, check
+from lemegeton.testing.checker import check
 from lemegeton.testing.history import Event, load
+from lemegeton.testing.violation import Violation
 
 GROUP_ROUNDS = 10
 SPECIALS_FROM = 40
@@ -49,18 +53,27 @@ class Totals:
         self.violations = 0
 
     def judge(self, name: str, stages: Iterable[Stage], seconds: float) -> bool:
-        """Check the histories of a group; false if there is a violation."""
+        """Check the histories of a group, each home by itself; false if there is a violation."""
+        return self._report(name, [(stage.histories(), trouble_of(stage)) for stage in stages], seconds)
+
+    def judge_schedule(self, name: str, played: Schedule, seconds: float) -> bool:
+        """Check the histories of all sites together; false if there is a violation."""
+        trouble = played.trouble + played.sites.trouble()
+        what = f", delivered {played.sites.worst_s:.1f} s after the last fault"
+        return self._report(name, [(played.sites.histories(), trouble)], seconds, what)
+
+    def _report(self, name: str, runs: list[tuple[list[Path], list[Violation]]], seconds: float, what: str = "") -> bool:
         found: list[Violation] = []
         counts: Counter[str] = Counter()
-        for stage in stages:
-            events = load(stage.histories())
-            found += check(events) + trouble_of(stage)
+        for histories, trouble in runs:
+            events = load(histories)
+            found += check(events) + trouble
             counts.update(tally(events))
         self.counts.update(counts)
         self.violations += len(found)
         say(f"{name}: {counts['acknowledged']} acknowledged, {counts['handled']} handled, {counts['flagged']} flagged "
             f"of {counts['budget']} allowed, {counts['refused']} refused, {counts['lives killed']} lives killed, "
-            f"{len(found)} violations, {seconds:.1f} s")
+            f"{len(found)} violations{what}, {seconds:.1f} s")
         for violation in found[:SHOWN]:
             say(f"  {violation.kind}: {violation.text}")
         return not found
@@ -69,7 +82,7 @@ class Totals:
 def tally(events: list[Event]) -> Counter[str]:
     """What a history holds, and how many flagged deliveries its crashes explain: crashes × lanes, per subscription."""
     names = {"ack": "acknowledged", "done": "handled", "fail": "refused", "dead": "dead-lettered", "expired": "expired",
-             "gap": "gaps", "info": "unknown"}
+             "gap": "gaps", "info": "unknown", "mode": "mode changes"}
     counts = Counter(names[event.ev] for event in events if event.ev in names)
     killed = {event.inc for event in events if event.ev == "fault" and event.kind == "kill"}
     lives: dict[str, set[str]] = {}
@@ -142,10 +155,27 @@ def run(rounds: int, seed: int, keep: Path) -> Totals:
     return totals
 
 
+def run_schedules(schedules: int, seed: int, keep: Path, totals: Totals, span_s: float, sites: int | None) -> None:
+    """All schedules; what a clean one wrote is removed."""
+    for number in range(1, schedules + 1):
+        begun, root, faults = time.monotonic(), keep / f"schedule{number}", Counter[str]()
+        played = Schedule(root, random.Random(seed * 1000 + 500 + number), faults, span_s=span_s, sites=sites)
+        played.play()
+        totals.faults.update(faults)
+        what = ", ".join(f"{count} × {kind}" for kind, count in sorted(faults.items()))
+        if totals.judge_schedule(f"schedule {number} ({what})", played, time.monotonic() - begun):
+            shutil.rmtree(root)
+        else:
+            say(f"  histories kept: {root}")
+
+
 def main() -> int:
     """Parse, run, report."""
     parser = argparse.ArgumentParser(description="kill, stop, fork and copy, then check what was promised")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--schedules", type=int, default=0, help="of sites around a server, after the rounds")
+    parser.add_argument("--seconds", type=float, default=SPAN_S, help="how long a schedule's storm takes")
+    parser.add_argument("--sites", type=int, default=None, help="default: drawn for each schedule")
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
@@ -153,15 +183,17 @@ def main() -> int:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     keep = Path(tempfile.mkdtemp(prefix="lemegeton-chaos-"))
     begun = time.monotonic()
-    say(f"seed {seed}, {given.rounds} rounds")
+    size = f"{given.rounds} rounds, {given.schedules} schedules"
+    say(f"seed {seed}, {size}")
     try:
         totals = run(given.rounds, seed, keep)
+        run_schedules(given.schedules, seed, keep, totals, given.seconds, given.sites)
     except SystemExit:
         shutil.rmtree(keep, ignore_errors=True)
         raise
     for title, counts in (("faults", totals.faults), ("messages", totals.counts)):
         say(f"{title}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
-    say(f"seed {seed}: {given.rounds} rounds, {totals.violations} violations, {time.monotonic() - begun:.0f} s")
+    say(f"seed {seed}: {size}, {totals.violations} violations, {time.monotonic() - begun:.0f} s")
     if not totals.violations:
         shutil.rmtree(keep)
     return 1 if totals.violations else 0

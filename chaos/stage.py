@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lemegeton.testing.checker import Violation, lost
+from lemegeton.testing.checker import lost
 from lemegeton.testing.history import History, load, tell
+from lemegeton.testing.violation import Violation
 
 WORKER = Path(__file__).with_name("worker.py")
 READY_S = 20.0
@@ -73,7 +74,7 @@ class Stage:
         self.counts = counts
         self.trouble: list[str] = []
         self._settings = settings
-        self._site = site
+        self.site = site
         self._born = 0
         self._lives: dict[str, Life] = {}
         self._others: list[Life] = []
@@ -94,8 +95,8 @@ class Stage:
     def spawn(self, name: str, **more: Any) -> Life:
         """Begin a process; it is ready when it says so."""
         self._born += 1
-        inc = f"{name}.{self._site}.{self._born}"  # given ids begin with it: two homes must not share one
-        spec = {"name": name, "inc": inc, "site": self._site, "home": str(self.home), "settings": self._settings,
+        inc = f"{name}.{self.site}.{self._born}"  # given ids begin with it: two homes must not share one
+        spec = {"name": name, "inc": inc, "site": self.site, "home": str(self.home), "settings": self._settings,
                 "history": str(self.root / f"{inc}.jsonl"), "seed": self.rng.randrange(2**32),
                 **self.cast[name], **more}
         with (self.root / f"{inc}.err").open("wb") as errors:
@@ -113,6 +114,10 @@ class Stage:
             self._lives[name] = self.spawn(name)
         self.wait(lambda: all(self._lives[n].heard("ready") or not self._lives[n].alive for n in names), READY_S,
                   f"{', '.join(names)} to be ready")
+
+    def begin(self, name: str) -> None:
+        """Begin a life of one of the cast and do not wait for it."""
+        self._lives[name] = self.spawn(name)
 
     def revive(self) -> None:
         """Begin a new life of everyone who is dead, in any order."""

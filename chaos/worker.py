@@ -16,6 +16,7 @@ import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from lemegeton import LemegetonError, Message, MessageBus, NameTaken, Receipt
 from lemegeton.channels import compile_glob
 from lemegeton.errors import BusClosed
-from lemegeton.events import CorruptRecord, DeadLettered, Event, Expired, Gap
+from lemegeton.events import CorruptRecord, DeadLettered, Event, Expired, Gap, ModeChanged
 from lemegeton.lane import Lane
 from lemegeton.testing.history import History
 
@@ -36,6 +37,12 @@ FLAKY = 0.02
 EXPIRING = 0.01
 GIVEN_ID = 0.15
 ON_DISK = 0.05
+IN_REDIS = 0.02
+REACHED_S = 1.0
+PLAIN_BYTES = 200
+BEHIND_S = 0.2
+"""How far the pace is caught up with, behind a pause."""
+UNSENT = "unsent, from "
 SLOW = 0.05
 
 
@@ -81,9 +88,11 @@ class Publisher:
     def __init__(self, bus: MessageBus, record: Callable[..., None], spec: dict[str, Any]) -> None:
         self._bus = bus
         self._record = record
-        self._channels: list[str] = spec["channels"]
+        self._channels: list[str] = spec.get("targets", spec["channels"])
+        self._even = spec.get("plain", False)
         self._inc: str = spec["inc"]
         self._rng = random.Random(spec["seed"])
+        self._redis = "redis_url" in spec["settings"]
         self._count = 0
         self._acks_left = 0
 
@@ -96,15 +105,33 @@ class Publisher:
         tell(batch=count)
 
     async def _some(self, count: int, pace_s: float) -> None:
+        due = time.monotonic()
         for _ in range(count):
             await self.one()
             if pace_s:
-                await asyncio.sleep(self._rng.random() * 2 * pace_s)
+                due = max(due + self._rng.random() * 2 * pace_s, time.monotonic() - BEHIND_S)
+                await asyncio.sleep(due - time.monotonic())
 
     async def one(self) -> None:
         """One message, from the line that says it is coming to the line that says how it ended."""
         self._count += 1
-        rng, name, channel = self._rng, f"{self._inc}-{self._count}", self._rng.choice(self._channels)
+        name, channel = f"{self._inc}-{self._count}", self._rng.choice(self._channels)
+        payload, options = self._plain(name) if self._even else self._drawn(name)
+        self._record("inv", ch=channel, prod=self._bus.name, id=name, sha=digest(payload),
+                     kind="ttl" if "ttl" in options else "")
+        try:
+            receipt = await self._bus.publish(channel, payload, **options)
+        except LemegetonError as error:
+            self._record("fail" if error.definite else "info", ch=channel, id=name, cause=str(error))
+            return
+        self._acknowledged(receipt, name)
+
+    def _plain(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"m": name, "fill": "x" * PLAIN_BYTES}, {}
+
+    def _drawn(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A message of any kind: what it says, and how it is published."""
+        rng = self._rng
         payload: dict[str, Any] = {"m": name, "fill": "x" * rng.choice((0, 10, 200, 200, 1000))}
         options: dict[str, Any] = {"priority": rng.choice((1, 1, 1, 1, 1, 0, 2, 3))}
         draw = rng.random()
@@ -118,13 +145,9 @@ class Publisher:
             options["id"] = name
         if rng.random() < ON_DISK:
             options["ack"] = "disk"
-        self._record("inv", ch=channel, prod=self._bus.name, id=name, sha=digest(payload))
-        try:
-            receipt = await self._bus.publish(channel, payload, **options)
-        except LemegetonError as error:
-            self._record("fail" if error.definite else "info", ch=channel, id=name, cause=str(error))
-            return
-        self._acknowledged(receipt, name)
+        if self._redis and rng.random() < IN_REDIS:
+            options.update(ack="redis", timeout=REACHED_S)
+        return payload, options
 
     def _acknowledged(self, receipt: Receipt, name: str) -> None:
         lane = receipt.lane
@@ -146,12 +169,18 @@ class Subscriber:
         self._rng = random.Random(spec["seed"])
         self._where = ""
         self._calls_left = 0
+        self._slow_s = 0.0
+        self._even = spec.get("plain", False)
         self._names: dict[tuple[Lane, int], str] = {}
         bus.on("*", self._on_event)
 
     def arm(self, *, where: str, calls: int) -> None:
         """Die in the handler call that comes ``calls`` from now; 0: not at all."""
         self._where, self._calls_left = where, calls
+
+    def slow(self, *, seconds: float) -> None:
+        """Have every handler take so long."""
+        self._slow_s = seconds
 
     async def open(self, subscriptions: dict[str, list[str]]) -> None:
         """Subscribe each durable name to its patterns."""
@@ -172,13 +201,17 @@ class Subscriber:
 
     async def _handle(self, sub: str, message: Message) -> None:
         payload = message.payload
+        if not isinstance(payload, dict) or "m" not in payload:
+            return  # from a program that is no bus, without a place in a lane: nothing is promised that is judged here
         key = {"sub": sub, "ch": message.channel, "prod": message.sender, "origin": message.origin, "pinc": message.inc,
                "prio": message.priority, "seq": message.seq, "id": payload["m"]}
         self._calls_left -= 1
         self._die_here("before")
         self._record("start", sha=digest(payload), redel=message.redelivered, attempt=message.attempt, **key)
         self._die_here("inside")
-        if self._rng.random() < SLOW:
+        if self._slow_s:
+            await asyncio.sleep(self._slow_s)
+        if not self._even and self._rng.random() < SLOW:
             await asyncio.sleep(self._rng.random() * 0.01)
         if message.attempt <= payload.get("raise", 0):
             lane = Lane(message.channel, message.origin, message.inc, message.priority)
@@ -193,10 +226,17 @@ class Subscriber:
             die()
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Gap):
+        if isinstance(event, ModeChanged):
+            self._record("mode", kind=f"{event.old} > {event.new}")
+        elif getattr(event, "lane", None) is None or event.lane.origin.partition("~")[0] in ("heard", "foreign"):
+            return
+        elif isinstance(event, Gap):
             self._about("gap", event.subscription, event.lane, first=event.first, last=event.last, cause=event.cause)
         elif isinstance(event, CorruptRecord):
             self._about("corrupt", event.subscription, event.lane, seq=event.expected, cause=event.cause)
+        elif isinstance(event, Expired) and event.id.startswith(UNSENT):
+            first = int(event.id.removeprefix(UNSENT).split()[0])
+            self._about("expired", event.subscription, event.lane, first=first, seq=event.seq)
         elif isinstance(event, Expired):
             self._about("expired", event.subscription, event.lane, seq=event.seq, id=event.id)
         elif isinstance(event, DeadLettered):
@@ -251,6 +291,8 @@ class Commands:
             task.add_done_callback(_show_error)
         elif do == "arm":
             self._subscriber.arm(**command)
+        elif do == "slow":
+            self._subscriber.slow(**command)
         elif do == "fork":
             fork_a_child(self._bus)
         elif do == "stop":

@@ -38,7 +38,7 @@ def child(code: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
     program = textwrap.dedent("""
         import asyncio, os, signal, sys
         from lemegeton.bus import MessageBus
-        def say(*words): print(*words, flush=True)
+        def say(*words): os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # print may write word by word
         async def main():
             async with MessageBus("child", home=sys.argv[1]) as bus:
         {code}

@@ -20,4 +20,15 @@ def test_killed_and_stopped_processes_lose_nothing_and_repeat_only_what_is_flagg
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 rounds, 0 violations" in done.stdout
+    assert "5 rounds, 0 schedules, 0 violations" in done.stdout
+
+
+@pytest.mark.skipif(not LINUX, reason="sends signals as Linux has them")
+@pytest.mark.timeout(60)
+def test_sites_around_a_server_in_a_storm_lose_nothing_and_repeat_only_what_is_flagged() -> None:
+    done = subprocess.run(
+        [sys.executable, str(RUN), "--rounds", "0", "--schedules", "1", "--seconds", "4", "--sites", "2", "--seed", "3"],
+        capture_output=True, text=True, timeout=55, check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 schedules, 0 violations" in done.stdout

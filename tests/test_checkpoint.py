@@ -555,7 +555,7 @@ def test_a_view_follows_the_holder(directory: str, path: str) -> None:
     row = checkpoint.add(LANE, 7)
     assert view.settled(LANE) == 0
     view.refresh()
-    assert view.settled(LANE) == 7
+    assert (view.settled(LANE), view.all_settled()) == (7, {LANE: 7})
     store(checkpoint, row, 8, 9)
     later = Header("worker", ("hub",), "boot-1", 99)
     checkpoint.write_header(later)
@@ -572,7 +572,7 @@ def test_a_view_of_a_file_that_is_being_made_has_no_header(path: str) -> None:
     Path(path).write_bytes(b"")
     view = CheckpointView(OsFs(), path)
     view.refresh()
-    assert (view.header(), view.settled(LANE)) == (None, 0)
+    assert (view.begun(), view.header(), view.settled(LANE), view.all_settled()) == (False, None, 0, {})
     view.close()
 
 

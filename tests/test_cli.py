@@ -257,7 +257,7 @@ WRONG = {
     "payload too large": ("pub", "c", json.dumps("x" * 2**20)),
     "header without a value": ("pub", "c", "1", "--header", "k"),
     "name empty": ("pub", "c", "1", "--name", ""),
-    "ack unknown": ("pub", "c", "1", "--ack", "redis"),
+    "ack unknown": ("pub", "c", "1", "--ack", "nowhere"),
     "count of nothing": ("sub", "c", "--count", "0"),
     "history of nothing": ("history", "c", "-n", "0"),
     "start nowhere": ("sub", "c", "--start", "middle"),
@@ -377,7 +377,7 @@ def test_a_symlink_in_a_channel_is_refused_by_whoever_reads_it(run: Run, tmp_pat
     assert "lemegeton" in run.error("status", code=1)
 
 
-READING = [("history", "c"), ("status",), ("subs", "list"), ("subs", "drop", "n")]
+READING = [("history", "c"), ("status",), ("subs", "list"), ("subs", "drop", "n"), ("mode",), ("mode", "set", "auto")]
 
 
 @pytest.mark.parametrize("arguments", READING)
@@ -607,12 +607,12 @@ def test_a_terminal_shows_text_that_cannot_move_the_cursor(home: Path, run: Run)
 
 
 def test_sizes_and_times_fit_into_their_columns():
-    from lemegeton.cli.looking import _size, _time
+    from lemegeton.cli.looking import _size, time_of
 
     assert [_size(count) for count in (0, 1023, 1024, 5 * 2**20, 3 * 2**30)] == [
         "0 B", "1023 B", "1.0 KiB", "5.0 MiB", "3.0 GiB"]
-    assert _time(10**18).strip() == str(10**18)
-    assert len(_time(0)) == len(_time(10**18)) == 23
+    assert time_of(10**18).strip() == str(10**18)
+    assert len(time_of(0)) == len(time_of(10**18)) == 23
 
 
 # ---------------------------------------------------------------------------------------------- hub, agent, assign
@@ -660,7 +660,7 @@ def test_an_agent_that_nobody_knows_is_a_failure(hub: subprocess.Popen[bytes], r
     assert "nobody" in run.error("assign", "nobody", "1", code=1)
 
 
-def test_without_a_hub_an_assignment_is_withdrawn_in_time(run: Run):
+def test_without_a_hub_an_assignment_is_withdrawn_intime_of(run: Run):
     assert "it is withdrawn" in run.error("assign", "any", "1", "--timeout", "0.05", code=3)
 
 

@@ -10,7 +10,7 @@ import math
 import time
 import uuid
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import Enum
 from random import Random
 from typing import Any
@@ -26,6 +26,7 @@ from lemegeton.codec import (
     HEADERS_BYTES_MAX,
     TEXT_MAX,
     TTL_MAX_MS,
+    UNKNOWN_FIELDS_MAX,
     Draft,
     check_draft,
     decode,
@@ -33,6 +34,7 @@ from lemegeton.codec import (
     decode_json,
     draft_of,
     encode,
+    head_of,
     priority_of,
     ttl_ms,
     with_unknown_fields,
@@ -424,6 +426,15 @@ def test_unknown_fields_count_for_the_limit() -> None:
         with_unknown_fields(body, message, len(body) + 5)
 
 
+def test_more_unknown_fields_than_a_redis_passes_on_are_refused() -> None:
+    fields = [b',"x%d":1' % n for n in range(UNKNOWN_FIELDS_MAX + 1)]
+    for count, ok in ((UNKNOWN_FIELDS_MAX, True), (UNKNOWN_FIELDS_MAX + 1, False)):
+        data = FOREIGN % b"".join(fields[:count])
+        message = msgspec.structs.replace(decode_foreign(data, BYTES_MAX), raw=data)
+        with nullcontext() if ok else refused("1001 fields that are not known"):
+            assert with_unknown_fields(b"{}", message, BYTES_MAX)
+
+
 # Any JSON
 
 
@@ -444,3 +455,24 @@ def test_what_is_not_json_or_too_deep_is_refused(text: str | bytes) -> None:
 def test_64_levels_of_json_can_be_read() -> None:
     value = json.loads("[" * 64 + "]" * 64)
     assert decode_json("[" * 64 + "]" * 64) == value
+
+
+# ------------------------------------------------------------------------------------------------ heads
+
+
+@pytest.mark.parametrize("said", [b'"noon"', b'[1,2]', b'["o",1,2,3]', b'{"a":[[]]}', b"1.5", b"true", b"null", b'["o","1",2]'])
+def test_what_somebody_else_says_under_our_names_makes_no_record_unreadable(said: bytes) -> None:
+    head = head_of(b'{"origin":"o","inc":1,"seq":2,"priority":1,"through":%b,"after":%b}' % (said, said))
+    assert (head.origin, head.inc, head.seq, head.through, head.after) == ("o", 1, 2, 0, None)
+
+
+def test_a_head_says_where_a_record_belongs_and_what_comes_before_it() -> None:
+    head = head_of(b'{"origin":"o","inc":2,"seq":1,"through":7,"after":["o",1,9],"payload":{"seq":3},"ttl":5,"timestamp":4}')
+    assert (head.through, head.after, head.seq, head.ttl, head.timestamp) == (7, ("o", 1, 9), 1, 5, 4)
+    assert (head_of(b"{}").after, head_of(b"{}").through) == (None, 0)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"seq":"1"}', b'{"seq":NaN}', b"\xff", b'{"payload":' + b"[" * 100_000])
+def test_what_is_no_message_has_no_head(data: bytes) -> None:
+    with pytest.raises(InvalidMessage):
+        head_of(data)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lemegeton.config import MIB, PREFIX, Settings, load_settings
+from lemegeton.config import MIB, PREFIX, Settings, load_settings, without_secrets
 from lemegeton.errors import InvalidSetting
 
 EXAMPLES: dict[str, tuple[str, Any]] = {
@@ -31,11 +31,22 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "dead_letter_max_age": ("61", 61.0),
     "open_files": ("17", 17),
     "allow_network_fs": ("1", True),
+    "redis_url": ("redis://:secret@host:6379/2", "redis://:secret@host:6379/2"),
+    "local_redis": ("off", "off"),
+    "namespace": ("team-1", "team-1"),
+    "max_stream_length": ("50", 50),
+    "persist_messages": ("false", False),
+    "max_pending_messages": ("77", 77),
+    "gap_timeout": ("90", 90.0),
+    "mode_probe_interval": ("0.5", 0.5),
+    "mode_good_probes": ("1", 1),
+    "mode_cooldown": ("0", 0.0),
 }
 POSITIVE = ("message_timeout", "message_max_age", "polling_interval", "publish_timeout", "retry_attempts",
             "max_message_bytes", "segment_bytes", "concurrency", "handler_threads", "disk_limit",
-            "abandoned_after", "dead_letter_max_age")
-NOT_NEGATIVE = ("open_files", "retry_delay", "disk_budget", "drain_timeout")
+            "abandoned_after", "dead_letter_max_age", "max_stream_length", "max_pending_messages", "gap_timeout",
+            "mode_probe_interval", "mode_good_probes")
+NOT_NEGATIVE = ("open_files", "retry_delay", "disk_budget", "drain_timeout", "mode_cooldown")
 
 
 def test_the_defaults_are_those_of_the_original_plan() -> None:
@@ -44,6 +55,9 @@ def test_the_defaults_are_those_of_the_original_plan() -> None:
     assert (found.message_max_age, found.polling_interval, found.retry_attempts, found.retry_delay) == (3600, 1, 3, 1)
     assert (found.max_message_bytes, found.disk_budget, found.disk_limit) == (MIB, 10 * MIB, 1024 * MIB)
     assert (found.message_timeout, found.delete_processed_messages, found.on_full) == (None, False, "wait")
+    assert (found.redis_url, found.local_redis, found.namespace, found.gap_timeout) == (None, "auto", "", None)
+    assert (found.max_stream_length, found.persist_messages, found.max_pending_messages) == (1000, True, 1_000_000)
+    assert (found.mode_probe_interval, found.mode_good_probes, found.mode_cooldown) == (1, 3, 5)
 
 
 def test_every_setting_has_an_example_here() -> None:
@@ -133,10 +147,75 @@ def test_a_delay_or_budget_may_be_zero_and_not_negative(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("name", ["polling_interval", "message_timeout", "retry_delay", "abandoned_after"])
+@pytest.mark.parametrize("name", ["polling_interval", "message_timeout", "retry_delay", "abandoned_after", "gap_timeout"])
 def test_a_time_is_a_finite_number(name: str, value: str) -> None:
     with pytest.raises(InvalidSetting, match=rf"^LEMEGETON_{name.upper()} is '{value}'"):
         load_settings({}, {PREFIX + name.upper(): value})
+
+
+@pytest.mark.parametrize("name", ["redis_url", "local_redis"])
+@pytest.mark.parametrize("value", [
+    "redis://h", "rediss://user:pw@h:6380/1?ssl_ca_certs=/ca.pem", "unix://:pw@/run/redis.sock?db=1",
+    "redis+sentinel://:pw@a:1,b/main",
+])
+def test_a_redis_is_named_by_a_url(name: str, value: str) -> None:
+    assert getattr(load_settings({name: value}), name) == value
+
+
+@pytest.mark.parametrize("value", ["secret", "http://secret", "redis://", "://secret", "secret://redis://", "Auto"])
+@pytest.mark.parametrize("name", ["redis_url", "local_redis"])
+def test_what_is_no_url_of_a_redis_is_refused_without_showing_it(name: str, value: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"is \*\*\*; it must be .*redis://, rediss://") as caught:
+        load_settings({}, {PREFIX + name.upper(): value})
+    assert str(caught.value).startswith(f"LEMEGETON_{name.upper()} is ***")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_of_the_wrong_type_is_refused_without_showing_it() -> None:
+    with pytest.raises(InvalidSetting, match=r"^argument redis_url is \*\*\*: Expected") as caught:
+        load_settings({"redis_url": ["redis://:secret@h"]})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [
+    "a{b", "a}b", "a b", "a\nb", "a\x00", "a*", "a?", "[a]", "a\\b", "\u2028", "\ud800", "a" * 65])
+def test_a_namespace_is_plain_text(value: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"^argument namespace is .* it must be plain text of at most 64 bytes"):
+        load_settings({"namespace": value})
+
+
+@pytest.mark.parametrize("value", ["", "team", "team:1", "größe", "a" * 64])
+def test_a_namespace_may_be_any_plain_text(value: str) -> None:
+    assert load_settings({"namespace": value}).namespace == value
+
+
+@pytest.mark.parametrize(("url", "shown"), [
+    ("redis://h:6379/2", "redis://h:6379/2"),
+    ("redis://bob:secret@h", "redis://h"),
+    ("redis://:se@secret@h/1", "redis://h/1"),
+    ("rediss://h/0?password=secret", "rediss://h/0"),
+    ("unix://:secret@/run/r.sock?db=1", "unix:///run/r.sock"),
+    ("redis+sentinel://:secret@a:1,b:2/main", "redis+sentinel://a:1,b:2/main"),
+    ("redis://h?password=sec@secret", "redis://***"),
+    ("redis://:secret?@h", "redis://***"),
+    ("redis://:secret/more@h", "redis://***"),
+    ("redis://:secret#@h", "redis://***"),
+    ("secret://x", "secret://x"),
+    ("secret:x@://a?@", "://***"),
+    ("secret", "***"),
+    ("auto", "auto"),
+])
+def test_a_url_is_shown_without_user_password_and_options(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+
+
+def test_settings_show_themselves_without_secrets() -> None:
+    found = Settings(redis_url="redis://bob:secret@h/1", local_redis="unix:///x?password=secret", namespace="team")
+    for text in (repr(found), str(found), f"{found}", str(dict(found.__rich_repr__()))):
+        assert "secret" not in text
+        assert "bob" not in text
+    assert "redis_url='redis://h/1', local_redis='unix:///x', namespace='team', max_stream_length=1000" in repr(found)
+    assert "redis_url=None, local_redis='auto'" in repr(Settings())
 
 
 def test_settings_cannot_be_changed() -> None:

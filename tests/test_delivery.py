@@ -14,11 +14,11 @@ from lemegeton.channels import DEAD_LETTER
 from lemegeton.checkpoint import Marks, VolatileMarks, settled_at
 from lemegeton.codec import Draft, encode
 from lemegeton.delivery import Delivery
-from lemegeton.errors import LogError
+from lemegeton.errors import LogError, RedisLost
 from lemegeton.events import Event, Gap, LaneStalled
 from lemegeton.handling import Handling
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Log
+from lemegeton.logs.base import Item, Log, Span
 from lemegeton.logs.memory import MemoryLog, MemoryReplica, MemoryStore
 from lemegeton.message import Message
 from lemegeton.osfs import OsFs
@@ -86,8 +86,8 @@ def record(lane: Lane, seq: int, payload: Any) -> bytes:
 
 async def put(store: MemoryStore, lane: Lane, first: int, payloads: Sequence[Any]) -> None:
     """Records of a lane as they are, wherever they begin."""
-    records = [record(lane, seq, payload) for seq, payload in enumerate(payloads, first)]
-    await MemoryReplica(store).accept(lane, first, records, base=True)
+    items = [Item(seq, seq, record(lane, seq, payload)) for seq, payload in enumerate(payloads, first)]
+    await MemoryReplica(store).accept(lane, items, base=True)
 
 
 class Served:
@@ -95,13 +95,15 @@ class Served:
 
     def __init__(self, log: Log, handler: Any, patterns: Sequence[str] = ("c",), *, start: str = "earliest",
                  marks: Marks | None = None, known: Callable[[str], bool] = lambda _: False, flag_all: bool = False,
-                 poll_s: float = 1.0, concurrency: int = 64, attempts: int = 3, delay_s: float = 1.0) -> None:
+                 poll_s: float = 1.0, concurrency: int = 64, attempts: int = 3, delay_s: float = 1.0,
+                 ephemeral: bool = False) -> None:
         self.events: list[Event] = []
         self.marks = marks or VolatileMarks()
         self.handling = Handling(log, handler, IdWindow(OsFs(), None), Backoff(attempts, delay_s), self.events.append,
                                  name="sub", sender="tester", wall_ms=lambda: 1000, bytes_max=LIMIT)
         self.delivery = Delivery(log, self.marks, self.handling, patterns, self.events.append, name="sub", start=start,
-                                 known=known, flag_all=flag_all, poll_s=poll_s, concurrency=concurrency)
+                                 known=known, flag_all=flag_all, poll_s=poll_s, concurrency=concurrency,
+                                 ephemeral=ephemeral)
 
     def settled(self, lane: Lane) -> int:
         row = self.marks.find(lane)
@@ -306,6 +308,55 @@ async def test_a_later_incarnation_is_handled_after_the_end_of_the_earlier() -> 
         await put(store, third, 1, [200])
         await got.reach(11)
     assert got.payloads == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104, 200]
+
+
+class Reaching(MemoryLog):
+    """A log whose lanes of another site are sometimes out of reach, and were first seen at ``contact``."""
+
+    lost = False
+    contact = 0
+
+    async def span(self, lane: Lane) -> Span:
+        if lane.origin.startswith("far"):
+            if self.lost:
+                raise RedisLost("redis: down")
+            return (await super().span(lane))._replace(contact=self.contact)
+        return await super().span(lane)
+
+
+@in_virtual_time
+async def test_lanes_out_of_reach_keep_nobody_waiting_and_come_later_in_order() -> None:
+    store, got = MemoryStore(), Got()
+    log = Reaching("r", store)
+    log.lost = True
+    await put(store, Lane("c", "far~s~0", 1, 1), 1, [1, 2])
+    await put(store, Lane("c", "far~s~0", 2, 1), 1, [3])
+    await put(store, Lane("c", "near~s~0", 1, 1), 1, [0])
+    async with serving(log, got) as served:
+        await got.reach(1)
+        await asyncio.sleep(5.0)
+        assert got.payloads == [0]
+        log.lost = False
+        await got.reach(4)
+        assert not served.of(LaneStalled)
+    assert got.payloads == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("ephemeral", "start", "first"), [(True, "new", 4), (True, "earliest", 1), (False, "new", 1)])
+def test_a_lane_of_another_site_that_shows_later_begins_at_the_first_contact_for_an_ephemeral_reader_of_news(
+    ephemeral: bool, start: str, first: int
+) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        store, got = MemoryStore(), Got()
+        log = Reaching("r", store)
+        log.contact = 3
+        async with serving(log, got, start=start, ephemeral=ephemeral):
+            await put(store, Lane("c", "far~s~0", 1, 1), 1, [1, 2, 3, 4, 5])
+            await got.reach(6 - first)
+        assert got.payloads == list(range(first, 6))
+
+    test()
 
 
 @in_virtual_time
@@ -550,6 +601,82 @@ async def test_after_another_boot_everything_up_to_the_end_at_start_is_flagged()
         await log.append("c", body(4))
         await got.reach(3)
     assert [(m.payload, m.redelivered) for m in got] == [(2, True), (3, True), (4, False)]
+
+
+class OutOfReach(MemoryLog):
+    """A log that cannot be asked for a lane's place before a while has passed."""
+
+    until_s = 0.0
+
+    async def span(self, lane: Lane) -> Span:
+        if asyncio.get_running_loop().time() < self.until_s:
+            raise RedisLost("not there yet")
+        return await super().span(lane)
+
+
+@in_virtual_time
+async def test_after_another_boot_a_known_lane_that_is_in_reach_only_later_is_flagged_as_well() -> None:
+    log, got, marks = OutOfReach(), Got(), VolatileMarks()
+    for n in range(1, 4):
+        position = await log.append("c", body(n))
+    marks.add(position.lane, 1)
+    log.until_s = asyncio.get_running_loop().time() + 5.0
+    async with serving(log, got, marks=marks, flag_all=True):
+        await got.reach(2)
+    assert [(m.payload, m.redelivered) for m in got] == [(2, True), (3, True)]
+
+
+class Nameless(MemoryLog):
+    """A log of which only those who know the names of the channels find any."""
+
+    async def channels(self) -> Sequence[str]:
+        return []
+
+
+@pytest.mark.parametrize("patterns", [("agent-*",), ("agent-b", "hub*")])
+def test_a_channel_that_only_the_marks_name_is_found_and_flagged_where_it_matches(patterns: Sequence[str]) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        log, got, marks = Nameless(), Got(), VolatileMarks()
+        for n in range(1, 4):
+            for channel in ("agent-a", "agent-b"):
+                marks_of = (await log.append(channel, body(n))).lane
+                if n == 1:
+                    marks.add(marks_of, 1)
+        async with serving(log, got, patterns, marks=marks, flag_all=True):
+            await got.reach(4 if patterns == ("agent-*",) else 2)
+            await asyncio.sleep(10.0)
+        assert {m.channel for m in got} == ({"agent-a", "agent-b"} if patterns == ("agent-*",) else {"agent-b"})
+        assert all(m.redelivered and m.payload > 1 for m in got)
+
+    test()
+
+
+class Rebooted(MemoryLog):
+    """A log whose lanes are of an earlier boot."""
+
+    async def of_earlier_boot(self, lane: Lane) -> bool:
+        return lane.origin.startswith("old")
+
+
+@pytest.mark.parametrize(("origin", "known", "flagged"), [("old", True, True), ("old", False, False), ("a", True, False)])
+def test_a_lane_of_an_earlier_boot_that_comes_late_and_has_no_marks_is_flagged(
+    origin: str, known: bool, flagged: bool
+) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        store, got = MemoryStore(), Got()
+        async with serving(Rebooted("a", store), got, known=lambda _: known) as served:
+            lane = Lane("c", f"{origin}~s~0", 1, 1)
+            await put(store, lane, 1, [1, 2])
+            await got.reach(2)
+            row = served.marks.find(lane)
+            assert row is not None
+            await asyncio.sleep(0.1)
+            assert served.marks.cells[settled_at(row) + 1] == 2
+        assert [(m.payload, m.redelivered) for m in got] == [(1, flagged), (2, flagged)]
+
+    test()
 
 
 @in_virtual_time

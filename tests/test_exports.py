@@ -11,11 +11,11 @@ import lemegeton
 from lemegeton import errors
 
 PUBLIC = {
-    "AssignmentFailed", "BaseAgent", "BusClosed", "BusFull", "CheckpointFull", "CoordinationMode", "DiskFull",
-    "HomeRefused", "Hub", "InvalidMessage", "InvalidSetting", "LemegetonError", "LogError", "Message", "MessageBus",
-    "MessagePriority",
-    "MessageType", "NameTaken", "NoAgent", "NotReached", "PositionLost", "Receipt", "Settings", "Stats", "Subscription",
-    "__version__", "events",
+    "AssignmentFailed", "BaseAgent", "BusClosed", "BusFull", "CheckpointFull", "CoordinationMode",
+    "CoordinationModeManager", "DiskFull", "HomeRefused", "Hub", "InvalidMessage", "InvalidSetting", "LemegetonError",
+    "LogError", "Message", "MessageBus", "MessagePriority", "MessageType", "NameTaken", "NoAgent", "NotReached",
+    "PositionLost", "Receipt", "RedisLost", "RedisRefused", "Settings", "Stats", "Subscription", "__version__",
+    "events",
 }
 
 

@@ -169,6 +169,34 @@ async def test_another_boot_is_a_new_incarnation() -> None:
     assert (position.lane.inc, position.seq) == (2, 1)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_survives_a_power_cut_in_a_channel_with_a_long_name_is_found(seed: int) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        rig, channel = Rig(seed), "x" * 200
+        first = await rig.log("reader")
+        first.listen(channel, lambda *_: None)  # a reader made the directory, and nothing of it is synced
+        log = await rig.log(segment_bytes=512)
+        for n in range(20):
+            await log.append(channel, body(n))
+        rig.disk.power(Random(seed))
+        again = await rig.log("reader")
+        assert await again.channels() == [channel] or not await again.lanes(channel)
+
+    test()
+
+
+@in_virtual_time
+async def test_the_lanes_of_another_boot_are_told_from_those_of_this() -> None:
+    rig = Rig()
+    old = (await write(await rig.log(), 1)).lane
+    rig.disk.sync()
+    rig.disk.power(Random(1))
+    log = await rig.log()
+    new = (await write(log, 2)).lane
+    assert [await log.of_earlier_boot(lane) for lane in (old, new)] == [True, False]
+
+
 @in_virtual_time
 async def test_no_segment_left_is_a_new_incarnation() -> None:
     rig = Rig()
@@ -292,6 +320,26 @@ async def test_running_out_of_descriptors_is_definite_and_passes() -> None:
 
 
 @in_virtual_time
+async def test_whoever_copies_what_is_appended_follows_into_every_new_segment_without_looking() -> None:
+    rig = Rig()
+    log = await rig.log(segment_bytes=300)
+    copied: list[Any] = []
+    cursor = None
+
+    def copy(lane: Lane) -> None:
+        nonlocal cursor
+        cursor = cursor or log._reader.seek(lane, 0)
+        while (batch := log._reader.read(lane, cursor)).records:
+            cursor = batch.cursor
+            copied.extend(decode(record).payload for record in batch.records if isinstance(record, bytes))
+
+    log.appended = copy
+    await write(log, *range(1, 21))
+    assert len(rig.files()) > 3
+    assert copied == list(range(1, 21))
+
+
+@in_virtual_time
 async def test_trim_keeps_the_last_segment_and_what_is_behind() -> None:
     rig = Rig()
     log = await rig.log(segment_bytes=300)
@@ -361,7 +409,7 @@ async def test_a_new_channel_rings_for_those_who_listen_for_channels() -> None:
     rig = Rig()
     log, other = await rig.log(), await rig.log("b")
     rung: list[str] = []
-    log.listen(None, lambda channel, _: rung.append(channel))
+    log.listen_new((), lambda channel, _: rung.append(channel))
     await other.append("new one", body(1))
     await asyncio.sleep(0.1)
     assert rung == ["new one"]
@@ -373,7 +421,7 @@ async def test_an_overflow_rings_for_everything() -> None:
     log, other = await rig.log(), await rig.log("b")
     rung: list[tuple[str, Lane | None]] = []
     log.listen("c", lambda channel, lane: rung.append((channel, lane)))
-    log.listen(None, lambda channel, lane: rung.append((channel, lane)))
+    log.listen_new((), lambda channel, lane: rung.append((channel, lane)))
     log._runtime.fs.hints.overflow = 1.0  # type: ignore[attr-defined]
     await write(other, 1)
     await asyncio.sleep(0.1)
@@ -428,3 +476,43 @@ async def test_a_record_on_its_way_to_the_disk_is_finished_by_closing() -> None:
     await log.aclose()
     assert (await task).seq == 1
     assert rig.fs.open_fds() == []
+
+
+@in_virtual_time
+async def test_whoever_asked_is_told_of_every_record_that_was_written_whatever_its_way() -> None:
+    rig = Rig()
+    log = await rig.log()
+    told: list[Lane] = []
+    log.appended = told.append
+    lane = (await write(log, 1)).lane
+    assert told == [lane]
+    await asyncio.gather(*(write(log, n) for n in range(10)))
+    assert set(told[1:]) == {lane}
+    told.clear()
+    await write(log, 2, disk=True)
+    assert told == [lane]
+    told.clear()
+    tasks = [asyncio.create_task(log.append("d", body(n))) for n in range(3)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert {each.channel for each in told} == {"d"}, "cancelling does not withdraw the record"
+    told.clear()
+    rig.disk.capacity = rig.disk.used
+    with pytest.raises(LogError):
+        await asyncio.gather(*(write(log, n) for n in range(3)))
+
+
+@in_virtual_time
+async def test_whoever_reads_what_this_process_writes_reads_over_the_end_of_a_segment() -> None:
+    rig = Rig()
+    log = await rig.log(segment_bytes=512)
+    lane = (await write(log, 0)).lane
+    cursor, seen = await log.seek(lane, 0), 0
+    for n in range(1, 30):
+        while (batch := await log.read(lane, cursor)).records:
+            cursor, seen = batch.cursor, seen + len(batch.records)
+        assert seen == n
+        await write(log, n)
+    assert len(rig.files()) > 5

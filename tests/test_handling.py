@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ from lemegeton.codec import Draft, decode, encode
 from lemegeton.errors import LogError
 from lemegeton.events import CorruptRecord, DeadLettered, Event, Expired, Gap, HandlerFailed, LaneStalled
 from lemegeton.handling import DEAD_LETTER_RETRY_S, Handling, LanePlace, Outcome
-from lemegeton.lane import Lane, made_id
-from lemegeton.logs.base import Damage
+from lemegeton.lane import SPARSE, Lane, branch_id, made_id
+from lemegeton.logs.base import GONE, SKIP, Damage, Found, Marker
 from lemegeton.logs.memory import MemoryLog
 from lemegeton.message import Message
 from lemegeton.osfs import OsFs
 from lemegeton.retry import Backoff
 from lemegeton.segment import Framer
+from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 from lemegeton.testing.faulty import FaultyLog
 from lemegeton.testing.virtual_loop import run
 from lemegeton.window import IdWindow
@@ -63,7 +65,7 @@ class Rig:
     async def keep(self, message: Message) -> None:
         self.got.append(message)
 
-    async def handle(self, *records: bytes | Damage) -> Outcome:
+    async def handle(self, *records: Found) -> Outcome:
         return await self.handling.handle(self.place, records, self.marks)
 
     @property
@@ -188,6 +190,89 @@ async def test_an_expired_message_is_an_event_and_settled() -> None:
     assert (rig.settled, rig.handling.counts.expired) == (3, 1)
 
 
+# Forks
+
+
+class Far(MemoryLog):
+    """A log of another site's lanes."""
+
+    def is_near(self, lane: Lane) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("near", "handled"), [(True, 0), (False, 1)])
+def test_what_another_branch_settled_under_a_position_is_no_copy_and_what_was_settled_here_is(near: bool, handled: int) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        rig = Rig()
+        if not near:
+            rig.log = FaultyLog(Far())
+            rig.handling._log = rig.log
+        await rig.handle(record(1), record(2), record(3))
+        rig.got.clear()
+        rig.place = LanePlace(LANE._replace(inc=2), rig.marks.add(LANE._replace(inc=2), 0), 1, 0)
+        again = branch_id(made_id(LANE, 3), 7)
+        await rig.handle(record(1, "again", again, rig.place.lane), record(2, "again", again, rig.place.lane))
+        assert len(rig.got) == handled
+        await rig.handle(record(3, "new", branch_id(made_id(LANE, 4), 7), rig.place.lane))
+        assert len(rig.got) == handled + 1
+        await rig.handle(record(4, "odd", f"{made_id(LANE, 4)}x", rig.place.lane))
+        assert len(rig.got) == handled + 2
+
+    test()
+
+
+# Markers
+
+
+@in_virtual_time
+async def test_what_was_not_sent_because_it_expired_is_settled_and_counted_as_expired() -> None:
+    rig = Rig()
+    await rig.handle(record(1), Marker(SKIP, 2, 4), record(5))
+    assert [message.seq for message in rig.got] == [1, 5]
+    (expired,) = rig.of(Expired)
+    assert (expired.lane, expired.seq) == (LANE, 4)
+    assert (rig.settled, rig.handling.counts.expired, rig.handling.counts.missing) == (5, 3, 0)
+    assert not rig.of(Gap)
+
+
+@in_virtual_time
+async def test_what_no_log_has_any_more_is_a_gap_and_the_next_begins_with_its_first_attempt() -> None:
+    rig = Rig(failing(1), attempts=3)
+    assert await rig.handle(record(1)) is Outcome.LATER
+    assert rig.place.attempt == 2
+    await rig.handle(Marker(GONE, 1, 3))
+    assert [(gap.first, gap.last, gap.cause) for gap in rig.of(Gap)] == [(1, 3, "its log does not have it any more")]
+    assert (rig.settled, rig.place.next, rig.place.attempt, rig.handling.counts.missing) == (3, 4, 1, 3)
+
+
+@in_virtual_time
+@pytest.mark.parametrize("kind", [SKIP, GONE])
+async def test_of_a_marker_only_the_part_above_what_is_settled_counts(kind: str) -> None:
+    rig = Rig()
+    await rig.handle(record(1), record(2), record(3), Marker(kind, 2, 5))
+    assert (rig.settled, rig.handling.counts.expired + rig.handling.counts.missing) == (5, 2)
+    await rig.handle(Marker(kind, 2, 5), Marker(kind, 4, 4))
+    assert (rig.settled, rig.place.next, len(rig.of(Expired)) + len(rig.of(Gap))) == (5, 6, 1)
+
+
+@in_virtual_time
+async def test_a_hole_before_a_marker_is_a_gap_of_its_own() -> None:
+    rig = Rig()
+    await rig.handle(record(1), Marker(SKIP, 4, 5), record(6))
+    assert [(gap.first, gap.last) for gap in rig.of(Gap)] == [(2, 3)]
+    assert (rig.settled, rig.handling.counts.missing, rig.handling.counts.expired) == (6, 2, 2)
+
+
+@in_virtual_time
+async def test_a_lane_that_somebody_else_numbers_has_no_gaps_and_goes_only_forward() -> None:
+    lane = LANE._replace(origin=f"{SPARSE}s~0")
+    rig = Rig(lane=lane)
+    await rig.handle(record(10, lane=lane), record(400, lane=lane), record(20, lane=lane), record(401, lane=lane))
+    assert [message.seq for message in rig.got] == [10, 400, 401]
+    assert (rig.settled, rig.of(Gap)) == (401, [])
+
+
 @in_virtual_time
 async def test_missing_sequences_are_a_gap_that_names_the_cause() -> None:
     rig = Rig()
@@ -229,6 +314,35 @@ async def test_a_given_id_is_handled_once_within_its_window() -> None:
     rig.now_ms += 25 * 3_600_000
     await rig.handle(record(4, ident="mine"))
     assert [message.seq for message in rig.got] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("flagged", [0, 1])
+def test_a_copy_of_one_that_expired_in_doubt_is_flagged(flagged: int) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        rig = Rig(flagged=flagged)
+        rig.now_ms += 10_000
+        await rig.handle(record(1, ident="mine", ttl=5000))
+        await rig.handle(record(2, ident="mine"), record(3, ident="other"), record(4, ident="mine"))
+        assert [(m.seq, m.redelivered) for m in rig.got] == [(2, bool(flagged)), (3, False)]
+        counts = rig.handling.counts
+        assert (counts.expired, counts.redelivered, counts.copies, rig.settled) == (1, flagged, 1, 4)
+
+    test()
+
+
+@in_virtual_time
+async def test_what_could_not_be_remembered_is_not_given_to_the_handler() -> None:
+    rig, disk = Rig(), FakeDisk(Random(1))
+    rig.handling._window = IdWindow(FakeFs(disk), "/sub.ids")
+    disk.capacity = 0
+    with pytest.raises(OSError, match="No space"):
+        await rig.handle(record(1), record(2, ident="mine"))
+    assert [message.seq for message in rig.got] == [1]
+    assert (rig.settled, rig.intent) == (1, 1)  # not in doubt: whoever comes next has nothing to flag
+    disk.capacity = None
+    await rig.handle(record(2, ident="mine"))
+    assert [message.seq for message in rig.got] == [1, 2]
 
 
 @in_virtual_time

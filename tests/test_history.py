@@ -745,6 +745,63 @@ def test_a_retry_raises_the_attempt(script: Script) -> None:
     assert script.kinds() == {"doubled"}
 
 
+def test_what_expired_between_two_attempts_may_be_published_and_handled_again(script: Script) -> None:
+    script.pub("a", 1)
+    script.start("a", 1)
+    script.sub.record("error", sub="s", **script.place("a", 1))
+    script.sub.record("expired", sub="s", **script.place("a", 1))
+    script.pub("a", 2)
+    script.handle("a", 2)
+    assert script.kinds() == set()
+    script.pub("a", 3)
+    script.handle("a", 3)
+    assert script.kinds() == {"copied"}
+
+
+@pytest.mark.parametrize("expired", [1, 2])
+def test_what_was_handled_or_may_have_been_is_doubled_also_if_a_copy_of_it_expired(script: Script, expired: int) -> None:
+    script.pub("a", 1)
+    script.start("a", 1)
+    if expired == 2:
+        script.done("a", 1)
+        script.pub("a", 2)
+    else:
+        script.kill()
+    script.sub.record("expired", sub="s", **script.place("a", expired))
+    script.pub("a", 3)
+    script.handle("a", 3)
+    assert script.kinds() == {"copied"}
+
+
+@pytest.mark.parametrize(("crash", "handled", "kind"), [
+    (True, True, None), (True, False, None), (False, True, "doubled"), (False, False, "false_flag")])
+def test_a_copy_of_what_expired_in_doubt_may_be_flagged_once(
+    script: Script, crash: bool, handled: bool, kind: str | None
+) -> None:
+    script.pub("a", 1)
+    if handled:
+        script.handle("a", 1)
+    if crash:
+        script.kill()
+    script.sub.record("expired", sub="s", **script.place("a", 1))
+    script.pub("a", 2)
+    script.handle("a", 2, redel=True)
+    assert script.kinds() - {"flag_budget"} == ({kind} if kind else set())
+    script.pub("a", 3)
+    script.handle("a", 3, redel=True)
+    assert "doubled" in script.kinds()
+
+
+def test_a_copy_that_expired_says_nothing_of_an_attempt_that_goes_on(script: Script) -> None:
+    script.pub("a", 1)
+    script.start("a", 1)
+    script.sub.record("error", sub="s", **script.place("a", 1))
+    script.pub("a", 2)
+    script.sub.record("expired", sub="s", **script.place("a", 2))
+    script.handle("a", 1)
+    assert script.kinds() == {"doubled"}
+
+
 def test_a_copy_that_was_dropped_does_not_disturb_the_order(script: Script) -> None:
     for seq, message in enumerate("aba", 1):
         script.pub(message, seq)

@@ -11,7 +11,7 @@ from lemegeton.errors import InvalidMessage, PositionLost
 from lemegeton.history import COUNT_MAX, newest
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
-from lemegeton.logs.memory import MemoryLog, MemoryReplica, MemoryStore
+from lemegeton.logs.memory import MemoryLog, MemoryStore
 from lemegeton.segment import Framer
 from lemegeton.testing.faulty import FaultyLog
 from test_delivery import in_virtual_time, put
@@ -71,7 +71,6 @@ async def test_records_that_are_there_twice_come_once() -> None:
     lane = Lane("c", "a~s~0", 1, 1)
     await put(store, lane, 1, ["a", "b"])
     store.lanes[lane].records += store.lanes[lane].records
-    await MemoryReplica(store).mark(lane)
     assert [m.payload for m in await newest(MemoryLog("r", store), "c", 10)] == ["a", "b"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -15,7 +16,8 @@ from lemegeton.config import Settings
 from lemegeton.errors import BusFull
 from lemegeton.events import Event, Gap, RetentionFailed, SubscriptionExpired
 from lemegeton.home import Home, open_home
-from lemegeton.logs.janitor import Holders, Janitor
+from lemegeton.logs.janitor import UNRELAYED, Holders, Janitor
+from lemegeton.sharing import STATE_FILE, Remote, RemoteState, encode_state
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 from lemegeton.testing.fake_runtime import FakeClock, runtime
 from test_delivery import Got, in_virtual_time
@@ -342,3 +344,45 @@ async def test_the_last_segment_of_a_live_sender_stays_whatever_site_it_was_open
         janitor = await site.janitor(**SMALL)
         janitor.tick()
         assert len(site.segments()) == 1
+
+
+def remote_state(site: Site, **state: Any) -> None:
+    """What the bridge of a site leaves for its janitor."""
+    fs = FakeFs(site.disk)
+    with suppress(FileExistsError):
+        fs.mkdir(f"{HOME}/redis")
+    fd = fs.open(f"{HOME}/{STATE_FILE}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    fs.write(fd, encode_state(RemoteState(**state)))
+
+
+@in_virtual_time
+async def test_what_the_shared_redis_or_another_site_lacks_stays_and_then_the_floor_counts() -> None:
+    site, got = Site(), Got()
+    async with site.bus(**SMALL) as bus:
+        await bus.subscribe("c", got, durable="worker")
+        await fill(bus)
+        await got.reach(100)
+        lane = (await bus.history("c", 1))[0]
+        before = site.segments()
+    field = f"{lane.origin}.{lane.inc}.1"
+    relays = {**SMALL, "redis_url": "redis://nowhere"}
+
+    async def left(**settings: Any) -> int:
+        janitor = await site.janitor(**relays, **settings)
+        counted = janitor.tick()
+        janitor.close()
+        assert counted is not None
+        holder.append(counted[1])
+        return len(site.segments())
+
+    holder: list[str] = []
+    await asyncio.sleep(3600.0)
+    assert await left() == len(before)
+    assert holder == [UNRELAYED]
+    remote_state(site, marks={"c": {field: 50}})
+    assert 1 < (half := await left()) < len(before)
+    remote_state(site, marks={"c": {field: 100}}, holders=(Remote("far@site", ("c",), {"c": {field: 50}}),))
+    assert await left() == half
+    assert holder[-1] == "far@site"
+    remote_state(site, marks={"c": {field: 100}}, holders=(Remote("far@site", ("c",), {"c": {field: 100}}),))
+    assert await left() == 1

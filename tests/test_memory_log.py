@@ -8,7 +8,7 @@ import pytest
 
 from lemegeton.errors import BusClosed, LogError, PositionLost
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Answer, Mark
+from lemegeton.logs.base import SKIP, Answer, Item, Mark, Marker, Span
 from lemegeton.logs.memory import MemoryLog, MemoryReplica, MemoryStore
 from test_delivery import body, in_virtual_time, record
 
@@ -51,7 +51,8 @@ async def test_a_cursor_before_what_was_trimmed_is_lost() -> None:
 async def test_rings_tell_the_lane_the_new_lane_and_the_new_channel() -> None:
     log = MemoryLog()
     rung: list[tuple[str, Lane | None]] = []
-    ends = [log.listen(which, lambda channel, lane: rung.append((channel, lane))) for which in ("c", None)]
+    ends = [log.listen("c", lambda channel, lane: rung.append((channel, lane))),
+            log.listen_new((), lambda channel, lane: rung.append((channel, lane)))]
     position = await log.append("c", body(1))
     assert rung == [("c", None), ("c", None), ("c", position.lane)]
     rung.clear()
@@ -73,23 +74,38 @@ async def test_too_large_is_refused() -> None:
         await MemoryLog(bytes_max=100).append("c", body("x" * 100))
 
 
+def items(first: int, last: int) -> list[Item]:
+    return [Item(seq, seq, RECORDS[seq - 1]) for seq in range(first, last + 1)]
+
+
 @in_virtual_time
 async def test_a_replica_takes_only_the_next_sequence() -> None:
     replica = MemoryReplica()
-    assert await replica.mark(LANE) == Mark(0, 0)
-    assert (await replica.accept(LANE, 3, RECORDS[2:4])) == Answer(Mark(0, 0), gap=True)
-    assert (await replica.accept(LANE, 1, RECORDS[:3])) == Answer(Mark(3, crc32(RECORDS[2])))
-    assert (await replica.accept(LANE, 2, RECORDS[1:5])).mark == Mark(5, crc32(RECORDS[4]))
-    assert (await replica.accept(LANE, 1, RECORDS[:2])).mark == Mark(5, crc32(RECORDS[4]))
-    assert (await replica.accept(LANE, 7, RECORDS[6:7])).gap
+    assert await replica.accept(LANE, ()) == Answer(Mark(0, 0))
+    assert (await replica.accept(LANE, items(3, 4))) == Answer(Mark(0, 0), gap=True)
+    assert (await replica.accept(LANE, items(1, 3))) == Answer(Mark(3, crc32(RECORDS[2])))
+    assert (await replica.accept(LANE, items(2, 5))).mark == Mark(5, crc32(RECORDS[4]))
+    assert (await replica.accept(LANE, items(1, 2))).mark == Mark(5, crc32(RECORDS[4]))
+    assert (await replica.accept(LANE, items(7, 7))).gap
     assert replica.store.lanes[LANE].records == RECORDS[:5]
+    assert replica.published == RECORDS[:5]
 
 
 @in_virtual_time
 async def test_a_base_is_the_oldest_there_is_and_closes_the_gap() -> None:
     replica = MemoryReplica()
-    await replica.accept(LANE, 1, RECORDS[:2])
-    answer = await replica.accept(LANE, 5, RECORDS[4:6], base=True)
+    await replica.accept(LANE, items(1, 2))
+    answer = await replica.accept(LANE, items(5, 6), base=True)
     assert answer == Answer(Mark(6, crc32(RECORDS[5])))
     log = MemoryLog("r", replica.store)
-    assert tuple(await log.span(LANE)) == (5, 6)
+    assert await log.span(LANE) == Span(5, 6)
+
+
+@in_virtual_time
+async def test_a_marker_stands_for_its_records_and_what_was_told_is_not_published_again() -> None:
+    replica = MemoryReplica()
+    marker = Marker(SKIP, 1, 3)
+    assert await replica.accept(LANE, [Item(1, 3, marker)]) == Answer(Mark(3, 0))
+    await replica.accept(LANE, items(4, 6), told=5)
+    assert replica.store.lanes[LANE].records == [marker] * 3 + RECORDS[3:6]
+    assert replica.published == [RECORDS[5]]

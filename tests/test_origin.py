@@ -11,7 +11,7 @@ import pytest
 from lemegeton.errors import HomeRefused, LogError
 from lemegeton.home import Home, open_home
 from lemegeton.logs import origin as origin_module
-from lemegeton.logs.origin import Origin, take_origin, try_origin
+from lemegeton.logs.origin import Origin, of_this_boot, take_origin, try_origin
 from lemegeton.seams import Runtime
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 from lemegeton.testing.fake_runtime import runtime
@@ -79,6 +79,27 @@ async def test_only_lanes_of_this_boot_can_be_continued() -> None:
     assert second > first
     assert later.continuable(second)
     assert not later.continuable(first)
+
+
+@in_virtual_time
+async def test_only_incarnations_begun_since_the_machine_started_are_of_this_boot() -> None:
+    disk = FakeDisk(Random(1))
+    origin = await Machine(disk).take()
+    first = origin.fresh()
+    machine, home = await Machine(disk).open()
+    assert [of_this_boot(machine, home, origin.name, inc) for inc in (0, first, first + 1)] == [False, True, False]
+    assert not of_this_boot(machine, home, f"b~{home.site}~0", 1)
+    origin.release()
+    disk.power(Random(2))
+    machine, home = await Machine(disk).open()
+    assert not of_this_boot(machine, home, origin.name, first)
+    later = await Machine(disk).take()
+    second = later.fresh()
+    assert [of_this_boot(machine, home, origin.name, inc) for inc in (first, second)] == [False, True]
+    fs = FakeFs(disk)
+    fs.pwrite(fs.open(f"/home/origins/{origin.name}.lock", os.O_RDWR), b"garbage" * 40, 0)
+    assert not of_this_boot(machine, home, origin.name, second)
+    assert len(machine.fs.open_fds()) == 0  # type: ignore[attr-defined]
 
 
 @in_virtual_time
@@ -151,6 +172,22 @@ async def test_a_new_incarnation_that_cannot_reach_the_disk_is_not_used() -> Non
     assert origin.fresh() >= 1
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_an_incarnation_survives_a_power_cut_after_a_sync_of_its_lock_file_failed(seed: int) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        disk = FakeDisk(Random(1))
+        machine = Machine(disk)
+        failed = await machine.take()
+        machine.fs.fail_next("fsync", errno.EIO)
+        with pytest.raises(OSError, match="Input/output"):
+            failed.fresh()
+        machine.fs.kill()
+        given = (await Machine(disk).take()).fresh()
+        disk.power(Random(seed))
+        assert (await Machine(disk).take()).fresh() > given
+
+    test()
 
 
 @in_virtual_time

@@ -19,7 +19,7 @@ from lemegeton.logs.file import FileLog
 from lemegeton.logs.reader import Reader
 from lemegeton.segment import Framer, SegmentName
 from lemegeton.testing.fake_fs import DAMAGES, FakeFs
-from test_delivery import body, in_virtual_time
+from test_delivery import Got, body, in_virtual_time, serving
 from test_file_log import Rig, read_all, write
 
 LANE = Lane("c", "a~s~0", 1, 1)
@@ -192,19 +192,49 @@ async def test_a_record_longer_than_one_read_is_read_whole() -> None:
 
 
 @in_virtual_time
-async def test_the_span_counts_bad_lines_at_the_end_and_looks_far_for_a_good_one() -> None:
+async def test_the_span_ends_with_a_right_line_and_the_bad_ones_behind_are_counted_apart() -> None:
     files = Files(line_bytes_max=4096)
     reader = await files.open()
     files.put(1, line(1) + line(2) + b"bad\n" * 3)
-    assert reader.span(LANE) == Span(1, 5)
+    assert (reader.span(LANE), reader.last(LANE)) == (Span(1, 2), 5)
     files.put(6, b"")
-    assert reader.span(LANE) == Span(1, 5)
+    assert (reader.span(LANE), reader.last(LANE)) == (Span(1, 2), 5)
+    files.put(6, b"bad\n")
+    assert (reader.span(LANE), reader.last(LANE)) == (Span(1, 2), 6)
     other = LANE._replace(inc=2)
     files.put(1, b"bad\n" * 5, other)
-    assert reader.span(other) == Span(1, 5)
+    assert (reader.span(other), reader.last(other)) == (Span(1, 0), 5)
     far = LANE._replace(inc=3)
     files.put(1, line(1, lane=far) + b"b\n" * 600_000, far)
-    assert reader.span(far) == Span(1, 600_001)
+    assert (reader.span(far), reader.last(far)) == (Span(1, 1), 600_001)
+
+
+@pytest.mark.parametrize("flag_all", [False, True])
+def test_garbage_at_the_end_uses_up_no_number(flag_all: bool) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        rig, got = Rig(), Got()
+        log = await rig.log()
+        await write(log, 1)
+        rig.edit(rig.files()[0], b"garbage\n")
+        async with serving(log, got, start="earliest" if flag_all else "new", flag_all=flag_all):
+            await write(log, 2)
+            await got.reach(1 + flag_all)
+        assert [(m.payload, m.redelivered) for m in got] == [*[(1, True)] * flag_all, (2, False)]
+
+    test()
+
+
+@in_virtual_time
+async def test_a_last_segment_that_holds_only_what_was_written_again_does_not_end_its_lane() -> None:
+    files = Files()
+    reader = await files.open()
+    files.put(1, line(1) + line(2) + line(3))
+    files.put(4, line(2))  # and 3, which a power cut took
+    assert reader.span(LANE) == Span(1, 3)
+    assert reader.last(LANE) == 3
+    files.put(4, line(3) + line(4))
+    assert reader.span(LANE) == Span(1, 4)
 
 
 @in_virtual_time
@@ -361,3 +391,17 @@ def test_whatever_is_written_is_read_back_in_any_pieces(sizes: list[int], segmen
 async def test_a_lane_that_is_not_there_has_an_empty_span() -> None:
     reader = await Files().open()
     assert reader.span(LANE) == Span(1, 0)
+
+
+@in_virtual_time
+async def test_a_batch_says_whether_there_was_more() -> None:
+    files = Files()
+    reader = await files.open()
+    files.put(1, line(1) + line(2))
+    cursor = reader.seek(LANE, 0)
+    assert reader.read(LANE, cursor, len(line(1)) + 1).more
+    assert not reader.read(LANE, cursor).more
+    files.put(3, line(3))
+    assert not reader.read(LANE, cursor).more, "a segment that nobody has looked for is not known"
+    reader.look("c")
+    assert reader.read(LANE, cursor).more

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lemegeton.channels import DEAD_LETTER, compile_glob
 from lemegeton.lane import Lane
-from lemegeton.retention import NOBODY, Holder, Policy, SegmentInfo, plan
+from lemegeton.retention import FLOOR_MS, NOBODY, Holder, Policy, SegmentInfo, plan
 
 LANE = Lane("c", "a~s~0", 1, 1)
 HOUR_MS = 3_600_000
@@ -25,8 +25,8 @@ def holder(name: str, settled: int | Callable[[Lane], int], pattern: str = "*") 
     return Holder(name, compile_glob(pattern), settled if callable(settled) else lambda _: settled)
 
 
-def policy(budget: int = 0, *, at_once: bool = False) -> Policy:
-    return Policy(budget, HOUR_MS, 30 * 24 * HOUR_MS, at_once)
+def policy(budget: int = 0, *, at_once: bool = False, limit: int = 10**9) -> Policy:
+    return Policy(budget, HOUR_MS, 30 * 24 * HOUR_MS, at_once, limit)
 
 
 def test_a_segment_stays_until_every_matching_subscription_has_settled_it() -> None:
@@ -55,6 +55,15 @@ def test_settled_segments_go_from_the_oldest_until_the_rest_fits() -> None:
     assert list(plan(segments, all_done, NOW_MS, policy(300)).remove) == []
     assert list(plan(segments, all_done, NOW_MS, policy(0)).remove) == segments[:3]
     assert list(plan(segments, all_done, NOW_MS, policy(300, at_once=True)).remove) == segments[:3]
+
+
+def test_what_is_settled_leaves_as_much_room_under_the_limit_as_it_takes() -> None:
+    segments = [segment(1, age_ms=30), segment(11, age_ms=20), segment(21, age_ms=10), segment(31, final=True, size=200)]
+    all_done = [holder("done", 30)]
+    for limit, kept in ((800, 3), (799, 2), (600, 2), (599, 1), (400, 1), (399, 0), (100, 0)):
+        decided = plan(segments, all_done, NOW_MS, policy(300, limit=limit))
+        assert list(decided.remove) == segments[: 3 - kept]
+        assert decided.used == 200 + 100 * kept
 
 
 def test_a_coarse_clock_never_lets_a_later_segment_of_a_lane_go_first() -> None:
@@ -109,3 +118,19 @@ def test_nothing_that_somebody_still_needs_ever_goes(
         assert all(h.settled(gone.lane) >= gone.last for h in matching)
         assert matching or NOW_MS - gone.modified_ms > HOUR_MS
     assert decided.used == sum(s.bytes for s in segments) - sum(s.bytes for s in decided.remove)
+
+
+def test_what_a_redis_took_stays_ten_minutes_and_goes_sooner_only_for_room() -> None:
+    segments = [segment(1, age_ms=FLOOR_MS), segment(11, age_ms=FLOOR_MS - 1), segment(21, final=True)]
+    everybody, redis = [holder("done", 30)], holder("redis", 30)
+    assert list(plan(segments, everybody, NOW_MS, policy(0), redis).remove) == segments[:1]
+    assert list(plan(segments, everybody, NOW_MS, policy(0, limit=599), redis).remove) == segments[:2]
+    assert list(plan(segments, everybody, NOW_MS, policy(0)).remove) == segments[:2]
+
+
+def test_what_the_redis_lacks_stays_though_everybody_has_settled_it_and_nobody_asks_for_it() -> None:
+    segments = [segment(1, age_ms=9 * HOUR_MS), segment(11, age_ms=9 * HOUR_MS), segment(21, final=True)]
+    for holders in ([holder("done", 30)], []):
+        decided = plan(segments, holders, NOW_MS, policy(0), holder("redis", 10))
+        assert list(decided.remove) == segments[:1]
+        assert decided.holder == "redis"

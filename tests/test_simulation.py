@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 from random import Random
+from typing import Any
 
 import pytest
 
 from lemegeton.bus import MessageBus
 from lemegeton.lane import Lane
 from lemegeton.testing import mutants, simulation
-from lemegeton.testing.checker import Violation
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 from lemegeton.testing.fake_runtime import runtime
 from lemegeton.testing.history import Event
@@ -25,6 +25,7 @@ from lemegeton.testing.sim_loop import LIFE, Gate, SimLoop
 from lemegeton.testing.sim_plan import MESSAGE_BYTES_MAX, make_plan
 from lemegeton.testing.sim_world import records
 from lemegeton.testing.simulation import Report, observe, shrink, simulate, usual
+from lemegeton.testing.violation import Violation
 from lemegeton.testing.virtual_loop import run
 
 
@@ -110,6 +111,28 @@ def test_a_gap_over_a_place_that_was_damaged_is_explained_and_another_is_not() -
     assert [violation.kind for violation in judge(events, {(lane, 3)}, set())] == ["gap"]
 
 
+def test_a_gap_after_a_power_cut_is_explained_only_where_nothing_in_it_was_owed() -> None:
+    def at(seq: int, ident: str) -> dict[str, Any]:
+        return {"ch": "c", "prod": "o", "origin": "o", "pinc": 1, "prio": 1, "seq": seq, "id": ident}
+
+    def published(seq: int, ident: str) -> list[Event]:
+        return [Event("inv", ch="c", prod="o", id=ident, sha="x"), Event("ack", **at(seq, ident))]
+
+    reg, gap = Event("reg", sub="s", ch="c"), Event("gap", sub="s", **at(0, ""), first=1, last=2)
+    handled = [Event("start", sub="s", **at(2, "b"), sha="x"), Event("done", sub="s", **at(2, "b"))]
+    cut = Event("fault", kind="power")
+
+    def kinds(*events: Event) -> set[str]:
+        return {violation.kind for violation in judge(list(events), set(), set())}
+
+    assert not kinds(*published(1, "a"), reg, *published(2, "b"), *handled, cut, gap)
+    assert kinds(*published(1, "a"), reg, *published(2, "b"), *handled, gap) == {"gap"}
+    assert "gap" in kinds(*published(1, "a"), reg, *published(2, "b"), cut, gap)
+    assert "gap" in kinds(reg, *published(1, "a"), *published(2, "b"), *handled, cut, gap)
+    assert "gap" in kinds(Event("inv", ch="c", prod="o", id="a", sha="x"), reg, *published(1, "a"),
+                          *published(2, "b"), *handled, cut, gap)
+
+
 def test_callbacks_of_a_stopped_life_wait_and_those_of_a_dead_one_are_dropped() -> None:
     loop, life, ran = SimLoop(), Gate("life"), list[str]()
 
@@ -153,7 +176,7 @@ def test_nobody_overtakes_those_who_wait_for_the_first_origin() -> None:
 
 
 def test_a_failure_is_shrunk_to_the_faults_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pretend(seed: int, without: frozenset[int] = frozenset()) -> Report:
+    def pretend(seed: int, without: frozenset[int] = frozenset(), redis: bool = False) -> Report:
         return Report(seed, violations=[] if 2 in without else [Violation("lost", "text", ())])
 
     monkeypatch.setattr(simulation, "simulate", pretend)

@@ -11,6 +11,9 @@ import pytest
 
 from lemegeton.errors import LogError
 from lemegeton.events import SegmentSealed
+from lemegeton.lane import Lane
+from lemegeton.logs.base import Position, Span
+from lemegeton.logs.file import FileLog
 from lemegeton.logs.sync import SYNC_TRIES
 from test_delivery import body, in_virtual_time
 from test_file_log import CountingFs, FakeFs, Rig, read_all, write
@@ -71,7 +74,7 @@ async def test_after_a_failed_sync_the_records_are_written_again_elsewhere_under
     # Each record is there again; a reader that has settled a number skips it.
     assert await read_all(log) == [0, 1, 2, 0, 1, 2, 3]
     lane = positions[0].lane
-    assert tuple(await log.span(lane)) == (1, 4)
+    assert await log.span(lane) == Span(1, 4)
     for after, expected in ((0, 0), (1, 1), (2, 2), (3, 3)):
         batch = await log.read(lane, await log.seek(lane, after), 1)
         assert f'"payload":{expected}'.encode() in batch.records[0]
@@ -130,6 +133,98 @@ async def test_where_it_cannot_be_written_again_the_level_is_not_reached() -> No
     assert rig.fs.synced_again == []
     found = await read_all(log)
     assert [value for value in found if value in ("y", "z")][-1] == "z"
+
+
+async def begin_sync(log: FileLog, payload: object) -> asyncio.Task[Position]:
+    """A publish to disk whose sync is under way."""
+    task = asyncio.create_task(write(log, payload, disk=True))
+    while log._syncer is None or log._syncer._task is None or log._syncer._wanted:
+        await asyncio.sleep(0)
+    return task
+
+
+@in_virtual_time
+async def test_what_is_written_again_never_lies_behind_records_that_are_newer() -> None:
+    rig = Rig()
+    log = await rig.log(segment_bytes=512)
+    rig.fs.fail_next("fdatasync", errno.EIO)
+    task = await begin_sync(log, "x" * 600)
+    await write(log, *"abc")  # these go into the next segment while the sync is under way
+    await task
+    assert len(rig.files()) == 3
+    assert (await log.span(Lane("c", log.origin or "", 1, 1))).last == 4
+    await log.aclose()
+    after = await write(await rig.log(), "next")
+    assert (after.lane.inc, after.seq) == (1, 5)
+
+
+@in_virtual_time
+async def test_what_was_half_written_again_gives_no_number_twice() -> None:
+    rig = Rig()
+    log = await rig.log()
+    await write(log, 1)
+    size = len(rig.disk.read(f"/home/messages/c/{rig.files()[0]}"))
+    rig.fs.fail_next("fdatasync", errno.EIO)
+    task = await begin_sync(log, 2)
+    rig.disk.capacity = rig.disk.used + size  # the first record, whole
+    with pytest.raises(LogError):
+        await task
+    rig.disk.capacity = None
+    assert len(rig.files()) == 2
+    lane = (await log.lanes("c"))[0]
+    assert (await log.span(lane)).last == 2
+    rig.fs.kill()
+    log = await rig.log()
+    after = await write(log, 3)
+    assert (after.lane, after.seq) == (lane, 3)
+    assert await read_all(log) == [1, 2, 1, 3]
+
+
+@in_virtual_time
+async def test_a_torn_end_is_not_written_again_in_front_of_the_next_record() -> None:
+    rig = Rig()
+    log = await rig.log()
+    await write(log, 1)
+    line = len(rig.disk.read(f"/home/messages/c/{rig.files()[0]}"))
+    rig.fs.fail_next("fdatasync", errno.EIO)
+    rig.disk.capacity = rig.disk.used + line + line // 2
+    synced, torn = (asyncio.create_task(write(log, n, disk=n == 2)) for n in (2, 3))
+    with pytest.raises(LogError):
+        await torn
+    rig.disk.capacity = None
+    await synced
+    await write(log, "next")
+    assert not rig.disk.read(f"/home/messages/c/{rig.files()[0]}").endswith(b"\n")
+    assert [value for value in await read_all(log) if value == "next"] == ["next"]
+
+
+@in_virtual_time
+async def test_bytes_that_somebody_else_put_there_are_not_written_again() -> None:
+    rig = Rig()
+    log = await rig.log()
+    rig.fs.fail_next("fdatasync", errno.EIO)
+    task = await begin_sync(log, 1)
+    rig.edit(rig.files()[0], b"garbage" * 100 + b"\n")
+    await write(log, 2)  # lies behind what its writer takes for the end
+    await task
+    await write(log, 3)
+    assert b"garbage" not in rig.disk.read(f"/home/messages/c/{rig.files()[1]}")
+    assert await read_all(log) == [1, "wrong checksum", 2, 1, 2, 3]
+
+
+@in_virtual_time
+async def test_records_of_an_earlier_incarnation_are_not_written_into_a_later_one() -> None:
+    rig = Rig()
+    log = await rig.log()
+    rig.fs.fail_next("fdatasync", errno.EIO)
+    task = await begin_sync(log, 1)
+    assert log._writer is not None
+    (writer,) = log._writer._lanes.values()
+    log._writer._begin_incarnation(writer, [], "a test wants it")
+    with pytest.raises(LogError) as caught:
+        await task
+    assert not caught.value.definite
+    assert await read_all(log) == [1]
 
 
 @in_virtual_time

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lemegeton.osfs import OsFs
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
-from lemegeton.window import AGE_MAX_MS, IDS_MAX, IdWindow
+from lemegeton.window import AGE_MAX_MS, AHEAD_SLOTS, GROW_SLOTS, IDS_MAX, IdWindow
 
 NOW = 1_700_000_000_000
 
@@ -190,7 +190,7 @@ def test_on_a_full_disk_an_id_is_remembered_while_the_process_lives() -> None:
     disk = FakeDisk(Random(1))
     fs = FakeFs(disk)
     window = IdWindow(fs, "/sub.ids")
-    fs.fail_next("pwrite", errno.ENOSPC)
+    fs.fail_next("allocate", errno.ENOSPC)
     with pytest.raises(OSError, match="No space"):
         window.add("c", "a", NOW)
     assert known(window, "a") == [True]
@@ -204,16 +204,108 @@ def test_on_a_full_disk_an_id_is_remembered_while_the_process_lives() -> None:
     assert fs.open_fds() == []
 
 
-def test_an_id_of_which_the_disk_took_a_part_is_written_again() -> None:
+def test_what_room_was_taken_for_is_remembered_on_a_full_disk() -> None:
+    disk = FakeDisk(Random(1))
+    fs = FakeFs(disk)
+    window = IdWindow(fs, "/sub.ids", ids_max=5000)
+    window.reserve()
+    disk.capacity = disk.used
+    for n in range(GROW_SLOTS - AHEAD_SLOTS + 1):
+        window.reserve()
+        window.add("c", str(n), NOW)
+    with pytest.raises(OSError, match="No space"):
+        window.reserve()
+    window.add("c", "of a handler that was called before", NOW)
+    disk.capacity = None
+    for n in range(5000):
+        window.reserve()
+        window.add("c", f"more {n}", NOW)
+    window.close()
+    assert len(disk.read("/sub.ids")) == 5000 * 32
+    again = IdWindow(fs, "/sub.ids", ids_max=5000)
+    again.reserve()
+    assert known(again, "of a handler that was called before", "more 0", "more 4999") == [False, True, True]
+    again.close()
+
+
+def test_room_that_is_not_used_yet_holds_no_id(path: str) -> None:
+    window = IdWindow(OsFs(), path)
+    window.reserve()
+    window.close()
+    again = IdWindow(OsFs(), path)
+    again.add("c", "a", NOW)
+    again.close()
+    assert Path(path).read_bytes()[:32] != bytes(32)
+    assert os.path.getsize(path) == GROW_SLOTS * 32
+
+
+def test_in_memory_there_is_room() -> None:
+    IdWindow(OsFs(), None).reserve()
+
+
+def test_no_room_is_taken_while_an_id_waits_for_the_disk() -> None:
     fs = FakeFs(FakeDisk(Random(1)))
     window = IdWindow(fs, "/sub.ids")
-    window.add("c", "a", NOW)
-    fs.short_writes = 1.0
-    with pytest.raises(OSError, match="short write"):
-        window.add("c", "b", NOW)
-    fs.short_writes = 0.0
-    window.add("c", "d", NOW)
+    window.reserve()
     window.close()
-    again = IdWindow(fs, "/sub.ids")
-    assert known(again, *"abcd") == [True, True, False, True]
-    again.close()
+    for at in (1, 2):
+        fs.fail_next("open", errno.EROFS, after=at)
+    with pytest.raises(OSError, match="Read-only"):
+        window.add("c", "a", NOW)
+    with pytest.raises(OSError, match="Read-only"):
+        window.reserve()
+    window.reserve()
+    assert known(IdWindow(fs, "/sub.ids"), "a") == [True]
+
+
+def test_what_room_was_taken_for_is_remembered_on_a_disk_that_failed() -> None:
+    disk = FakeDisk(Random(1))
+    fs = FakeFs(disk)
+    window = IdWindow(fs, "/sub.ids")
+    window.reserve()
+    disk.read_only = True
+    fs.short_writes = 1.0
+    fs.fail_next("*", errno.EIO)
+    window.add("c", "a", NOW)
+    fs.kill()
+    disk.read_only = False
+    assert known(IdWindow(FakeFs(disk), "/sub.ids"), "a") == [True]
+
+
+def test_a_slot_that_was_being_stored_counts_as_empty(path: str) -> None:
+    class Killed(Exception):
+        pass
+
+    class Dying:
+        """The words of a window whose process dies at the n-th store."""
+
+        def __init__(self, words: memoryview, left: int) -> None:
+            self.words = words
+            self.left = left
+
+        def __len__(self) -> int:
+            return len(self.words)
+
+        def __setitem__(self, at: int, value: int) -> None:
+            if not self.left:
+                raise Killed
+            self.left -= 1
+            self.words[at] = value
+
+        def release(self) -> None:
+            self.words.release()
+
+    for stores in range(5):
+        path_of = f"{path}{stores}"
+        window = IdWindow(OsFs(), path_of, ids_max=2)
+        for ident in "ab":
+            window.add("c", ident, NOW)
+        window._cells = Dying(window._cells, stores)  # type: ignore[assignment]
+        with pytest.raises(Killed):
+            window.add("c", "d", NOW)
+        window.close()
+        again = IdWindow(OsFs(), path_of, ids_max=2)
+        assert known(again, *"abd") == [stores == 0, True, False]
+        again.add("c", "e", NOW)
+        assert known(again, *"be") == [True, True]
+        again.close()

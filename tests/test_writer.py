@@ -379,3 +379,17 @@ async def test_a_record_with_a_right_checksum_that_is_no_message_is_no_end_to_go
     await first.aclose()
     rig.edit(rig.files()[0], Framer(position.lane).line(b'{"not":"a message"}', 2, True))
     assert (await write(await rig.log(), 2)).lane.inc == 2
+
+
+@in_virtual_time
+async def test_what_was_used_since_it_was_opened_gives_way_last() -> None:
+    rig = Rig()
+    log = await rig.log(open_files=2)
+    for channel in ("a", "b", "c"):  # opening c passes over a and b, and takes a
+        await log.append(channel, body(channel))
+    await log.append("b", body("again"))
+    await log.append("d", body("d"))
+    files = log._writer._files  # type: ignore[union-attr]
+    assert {segment.path.split("/")[-2] for segment in files._open} == {"b", "d"}
+    await log.append("a", body("opened again"))
+    assert await read_all(log, "a") == ["a", "opened again"]

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
         NoAgent,
         NotReached,
         PositionLost,
+        RedisLost,
+        RedisRefused,
     )
     from lemegeton.hub import Hub
     from lemegeton.message import Message, MessagePriority, MessageType, Receipt
-    from lemegeton.modes import CoordinationMode
+    from lemegeton.modes import CoordinationMode, CoordinationModeManager
     from lemegeton.stats import Stats
     from lemegeton.subscription import Subscription
 
@@ -47,10 +49,11 @@ _HOMES = {
     "errors": (
         "AssignmentFailed", "BusClosed", "BusFull", "CheckpointFull", "DiskFull", "HomeRefused", "InvalidMessage",
         "InvalidSetting", "LemegetonError", "LogError", "NameTaken", "NoAgent", "NotReached", "PositionLost",
+        "RedisLost", "RedisRefused",
     ),
     "hub": ("Hub",),
     "message": ("Message", "MessagePriority", "MessageType", "Receipt"),
-    "modes": ("CoordinationMode",),
+    "modes": ("CoordinationMode", "CoordinationModeManager"),
     "stats": ("Stats",),
     "subscription": ("Subscription",),
 }
@@ -63,6 +66,7 @@ __all__ = [
     "BusFull",
     "CheckpointFull",
     "CoordinationMode",
+    "CoordinationModeManager",
     "DiskFull",
     "HomeRefused",
     "Hub",
@@ -79,6 +83,8 @@ __all__ = [
     "NotReached",
     "PositionLost",
     "Receipt",
+    "RedisLost",
+    "RedisRefused",
     "Settings",
     "Stats",
     "Subscription",

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
 from lemegeton.codec import Draft, check_draft, encode, ttl_ms
@@ -31,7 +31,7 @@ from lemegeton.stats import Stats
 from lemegeton.stream import Hand
 from lemegeton.subscription import Start, Subscription, UserHandler
 
-Ack = Literal["local", "disk", "handled"]
+Ack = Literal["local", "disk", "redis", "redis-disk", "handled"]
 KNOWN_CHANNELS_MAX = 10_000
 HANDLED_POLL_S = (0.001, 0.05)
 TICK_S = 1.0
@@ -68,6 +68,8 @@ class MessageBus:
         self._stopping = asyncio.Event()
         self._state = "not started"
         self._default_ttl: float | None = None
+        self.relayed = True
+        """After `stop`: false if the shared Redis still lacks something of what this bus published."""
         self._published = 0
         self._loop_lag_s = self._loop_lag_max_s = 0.0
 
@@ -91,6 +93,11 @@ class MessageBus:
         """The root of all tasks of this bus; `stop` waits for it."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            try:
+                await self._site.start(group)
+            except BaseException as error:
+                ready.set_exception(error)
+                raise
             group.create_task(self._ticks())
             ready.set_result(None)
             await self._stopping.wait()
@@ -109,8 +116,10 @@ class MessageBus:
             async with asyncio.TaskGroup() as group:
                 for subscription in subscriptions:
                     group.create_task(subscription.stop(site.settings.drain_timeout))
+            self.relayed = await site.leave()
         finally:
             self._stopping.set()
+            site.end_tasks()
             await self._end_root(site.settings.drain_timeout)
             await site.aclose()
 
@@ -206,8 +215,12 @@ class MessageBus:
             None if ttl is None and self._default_ttl is None else self._ttl_ms(ttl), correlation_id, reply_to, headers)
         check_draft(draft)
         body = encode(draft, site.settings.max_message_bytes)
-        if ack == "local" or (ack == "disk" and timeout is None):
-            position = await site.log.append(channel, body, draft.priority, made=id is None, disk=ack == "disk")
+        log, made = site.log, id is None
+        if ack == "local":
+            position = log.append_now(channel, body, priority, made) or await log.append(
+                channel, body, priority, made=made)
+        elif ack == "disk" and timeout is None:
+            position = await log.append(channel, body, priority, made=made, disk=True)
         else:
             position = await self._reach(site, channel, body, draft, ack, timeout)
         self._published += 1
@@ -226,15 +239,18 @@ class MessageBus:
         self, site: Site, channel: str, body: bytes, draft: Draft, ack: str, timeout_s: float | None
     ) -> Position:
         """Append, then wait for a level above local."""
-        if ack not in ("disk", "handled"):
-            raise InvalidMessage(f"ack {ack!r:.40}: must be 'local', 'disk' or 'handled'")
+        if ack not in get_args(Ack):
+            raise InvalidMessage(f"ack {ack!r:.40}: must be one of {', '.join(get_args(Ack))}")
         made = draft.id is None
         try:
             async with asyncio.timeout(timeout_s):
                 if ack == "disk":
                     return await site.log.append(channel, body, draft.priority, made=made, disk=True)
                 position = await site.log.append(channel, body, draft.priority, made=made)
-                await self._handled(site, position)
+                if ack == "handled":
+                    await self._handled(site, position)
+                elif ack != "local":
+                    await site.reach(position, ack)
                 return position
         except TimeoutError:
             raise NotReached(f"publish to {channel}: level {ack!r} not reached within {timeout_s} s; the message is "
@@ -350,7 +366,7 @@ class MessageBus:
     @property
     def mode(self) -> CoordinationMode:
         """The best path to other sites that works now."""
-        return CoordinationMode.ISOLATED
+        return CoordinationMode.ISOLATED if self._opened is None else self._opened.mode()
 
     @property
     def connected(self) -> bool:

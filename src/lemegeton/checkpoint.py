@@ -342,6 +342,10 @@ class CheckpointView:
         """The last settled sequence of a lane; 0 when the subscription has not seen it yet."""
         return self._settled.get(lane, 0)
 
+    def all_settled(self) -> dict[Lane, int]:
+        """The last settled sequence of every lane."""
+        return self._settled
+
     def close(self) -> None:
         """Let the file go."""
         self._fs.close(self._fd)

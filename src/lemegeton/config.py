@@ -6,6 +6,7 @@ Pure: the environment and the text of the files are handed in, so that what a pr
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
@@ -40,7 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retry_delay: float = 1.0
     """The wait before the second attempt; it doubles with each further one, up to a minute."""
     disk_budget: int = 10 * MIB
-    """How much of the settled records is kept for history."""
+    """How much of the settled records is kept for history; less when `disk_limit` is near."""
     disk_limit: int = 1024 * MIB
     """How much all records may take; then publishers wait or are refused."""
     on_full: Literal["wait", "raise"] = "wait"
@@ -63,12 +64,59 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How many segments are kept open for writing, and as many for reading; 0: an eighth of the process's limit of files."""
     allow_network_fs: bool = False
     """True: a home on a network file system is used; its locks and visibility are then what that system makes them."""
+    redis_url: str | None = None
+    """The shared Redis, which carries messages to other sites; None: there are no other sites."""
+    local_redis: str = "auto"
+    """The Redis of this host while the shared one is away: `auto` starts one when it is needed, `off`, or a URL."""
+    namespace: str = ""
+    """Put before every name in Redis, so that several systems can share one."""
+    max_stream_length: int = 1000
+    """How many entries of a channel Redis keeps; what durable readers have not settled is kept up to ten times that."""
+    persist_messages: bool = True
+    """False: Redis only passes messages on, so other sites see each at most once."""
+    max_pending_messages: int = 1_000_000
+    """How many records may wait for the shared Redis; then publishers wait or are refused."""
+    gap_timeout: float | None = None
+    """How long a reader waits for records that Redis lost and that their site could send again; None: as long as it takes."""
+    mode_probe_interval: float = 1.0
+    """The time between two probes of a Redis; five times that while all is calm."""
+    mode_good_probes: int = 3
+    """So many good probes in a row promote the mode."""
+    mode_cooldown: float = 5.0
+    """The least time between a change of the mode and a promotion."""
+
+    def __repr__(self) -> str:
+        """As it would be made, without the users, passwords and options of URLs."""
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What `repr` shows, for whoever prints it in colours."""
+        return [(name, without_secrets(value) if name in _SECRET and value is not None else value)
+                for name in self.__struct_fields__ for value in (getattr(self, name),)]
+
+
+_SECRET = frozenset(("redis_url", "local_redis"))
+"""Settings whose value may hold a password."""
+_URL = re.compile(r"(?P<scheme>[a-z+]+)://(?:[^/?#]*@)?(?P<place>[^/?#@]*(?:/[^?#@]*)?)(?:\?[^@#]*)?")
+_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+_NAMESPACE_BYTES_MAX = 64
+_NOT_PLAIN = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff{}*?\[\]\\]")
+"""Braces are hash tags to Redis, and the next five are patterns to it: a namespace stands before both."""
+
+
+def without_secrets(text: str) -> str:
+    """A URL with its scheme and place alone, for eyes; one that could be read in two ways loses its place as well."""
+    scheme, found = text.partition("://")[0], _URL.fullmatch(text)
+    if "://" not in text:
+        return text if text in ("auto", "off") else "***"
+    return f"{found['scheme']}://{found['place']}" if found else f"{scheme if scheme in _REDIS_SCHEMES else ''}://***"
 
 
 _POSITIVE = ("message_timeout", "message_max_age", "polling_interval", "publish_timeout", "retry_attempts",
              "max_message_bytes", "segment_bytes", "concurrency", "handler_threads", "disk_limit",
-             "abandoned_after", "dead_letter_max_age")
-_NOT_NEGATIVE = ("open_files", "retry_delay", "disk_budget", "drain_timeout")
+             "abandoned_after", "dead_letter_max_age", "max_stream_length", "max_pending_messages", "gap_timeout",
+             "mode_probe_interval", "mode_good_probes")
+_NOT_NEGATIVE = ("open_files", "retry_delay", "disk_budget", "drain_timeout", "mode_cooldown")
 
 
 def load_settings(
@@ -116,14 +164,34 @@ def _checked(name: str, where: str, given: Any) -> Any:
     """The value as its setting takes it."""
     if name not in _TYPES:
         raise InvalidSetting(f"{where}: there is no such setting; known: {', '.join(sorted(_TYPES))}")
+    shown = "***" if name in _SECRET else f"{given!r:.80}"
     try:
         value = msgspec.convert(given, _TYPES[name], strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidSetting(f"{where} is {given!r:.80}: {error}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidSetting(f"{where} is {given!r:.80}; it must be a finite number")
-    if name in _POSITIVE and not value > 0:
-        raise InvalidSetting(f"{where} is {given!r:.80}; it must be above 0")
-    if name in _NOT_NEGATIVE and not value >= 0:
-        raise InvalidSetting(f"{where} is {given!r:.80}; it must not be negative")
+        raise InvalidSetting(f"{where} is {shown}: {error}") from None
+    wrong = _wrong(name, value)
+    if wrong:
+        raise InvalidSetting(f"{where} is {shown}; it must {wrong}")
     return value
+
+
+def _wrong(name: str, value: Any) -> str:
+    """What the value of a setting must be and is not; empty if nothing is wrong with it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "be a finite number"
+    if name in _POSITIVE and value is not None and not value > 0:
+        return "be above 0"
+    if name in _NOT_NEGATIVE and not value >= 0:
+        return "not be negative"
+    if name == "namespace" and (_NOT_PLAIN.search(value) or len(value.encode()) > _NAMESPACE_BYTES_MAX):
+        return f"be plain text of at most {_NAMESPACE_BYTES_MAX} bytes, without spaces, braces or any of *?[]\\"
+    if name in _SECRET and value is not None and not _is_redis(name, value):
+        what = "be auto, off or" if name == "local_redis" else "be"
+        return f"{what} a URL that begins with one of {', '.join(f'{scheme}://' for scheme in _REDIS_SCHEMES)}"
+    return ""
+
+
+def _is_redis(name: str, value: str) -> bool:
+    scheme, separator, place = value.partition("://")
+    return (scheme in _REDIS_SCHEMES and bool(separator and place)) or (
+        name == "local_redis" and value in ("auto", "off"))

@@ -13,17 +13,16 @@ raised) starts again from the settled mark, so there is no state to restore.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from lemegeton.channels import check_channel, compile_glob, is_glob
 from lemegeton.checkpoint import Marks, settled_at
-from lemegeton.errors import InvalidMessage, LemegetonError, LogError, PositionLost
+from lemegeton.crew import ChainState, Crew
+from lemegeton.errors import InvalidMessage, LemegetonError, LogError, PositionLost, RedisLost, RedisRefused
 from lemegeton.events import Gap, LaneStalled, Observer
 from lemegeton.handling import Handling, LanePlace, Outcome
 from lemegeton.lane import Chain, Lane, chain_of
-from lemegeton.logs.base import Damage, Log
+from lemegeton.logs.base import Batch, Log, Span
 
 ACTIVE_POLL_S = 0.02
 """How often a subscription looks when doorbells do not work and messages came lately."""
@@ -33,41 +32,24 @@ POLL_SHARE = 10
 BATCHES_A_TURN = 8
 """How many batches a chain may handle before the next chain has its turn."""
 STALL_RETRY_S = 1.0
-CANCEL_WAIT_S = 1.0
-"""How long a cancelled handler is waited for, at the least."""
 SEEKS_MAX = 3
 """How often one read looks for its place again when records are removed under it."""
-
-
-@dataclass(slots=True, eq=False)
-class ChainState:
-    """One chain: its lanes from the current one on, and whether a worker has it."""
-
-    key: Chain
-    lanes: deque[LanePlace] = field(default_factory=deque)
-    busy: bool = False
-    queued: bool = False
-    rung: bool = False
-    waiting: bool = False
-    """A retry is due later: neither a doorbell nor a poll brings it forward."""
-    last: int = 0
-    """The highest incarnation seen."""
-    stuck_seq: int = 0
-    stuck_since: float = 0.0
 
 
 class Delivery:
     """The reading side of one subscription.
 
     ``start`` applies to lanes that `open` finds in channels that are not ``known`` from an earlier life; every other
-    lane without a mark starts at its oldest record.  ``flag_all`` (another boot, or marks that cannot be trusted) has
-    everything up to the logs' end at `open` delivered as redelivered.  Cancelling a worker
-    leaves its record with an intent and unsettled: it is delivered again.
+    lane without a mark starts at its oldest record, an ``ephemeral`` one of another site where the first contact with the
+    Redis found it.  ``flag_all`` (another boot, or marks that cannot be trusted) has everything up to the logs' end at
+    `open` delivered as redelivered, and so is a lane of an earlier boot that shows itself only later and has no marks.
+    Cancelling a worker leaves its record with an intent and unsettled: it is delivered again.
     """
 
     def __init__(
         self, log: Log, marks: Marks, handling: Handling, patterns: Sequence[str], observe: Observer, *, name: str,
-        start: str, known: Callable[[str], bool], flag_all: bool, poll_s: float, concurrency: int
+        start: str, known: Callable[[str], bool], flag_all: bool, poll_s: float, concurrency: int,
+        ephemeral: bool = False
     ) -> None:
         self._log = log
         self._marks = marks
@@ -78,43 +60,42 @@ class Delivery:
         self._name = name
         self._start = start
         self._known = known
+        self._from_contact = ephemeral and start == "new"
         self._flag_all = flag_all
+        self._unsure: set[Lane] = set()
+        """Lanes with marks of another boot: what they say may be older than what was handled, whenever a lane is reached."""
         self._poll_s = poll_s
-        self._concurrency = concurrency
         self._chains: dict[Chain, ChainState] = {}
+        self._newest: dict[Lane, ChainState] = {}
+        """The chains by their last lane, for rings."""
         self._channels: dict[str, list[ChainState]] = {}
         self._silences: list[Callable[[], None]] = []
         self._dirty: set[str] = set()
         self._look_for_channels = False
         self._news = asyncio.Event()
-        self._ready: tuple[deque[ChainState], ...] = (deque(), deque(), deque(), deque())
-        self._picks = 0
-        self._workers: set[asyncio.Task[None]] = set()
+        self._crew = Crew(self._serve, concurrency)
         self._stopping = False
         self._active_until = 0.0
         self._timers: set[asyncio.TimerHandle] = set()
-        self._group: asyncio.TaskGroup | None = None
 
     # ------------------------------------------------------------------------------------------ finding lanes
 
     async def open(self) -> None:
         """Find the channels and lanes there are and fix where each begins."""
-        self._forget_lost_lanes(await self._existing())
-        if any(map(is_glob, self._patterns)):
-            self._silences.append(self._log.listen(None, self._on_channel))
-        for channel in await self._matching():
+        marked = dict.fromkeys(lane.channel for lane in self._marks.lanes())
+        for lane in self._marks.lanes():
+            if await self._log.vanished(lane):
+                self._marks.drop(lane)
+        if self._flag_all:
+            self._unsure.update(self._marks.lanes())
+        globs = [pattern for pattern in self._patterns if is_glob(pattern)]
+        if globs:
+            self._silences.append(self._log.listen_new(globs, self._on_channel))
+        # Also those that only the marks name: a log may have to be told the name of a channel before it finds it.
+        for channel in dict.fromkeys([*await self._matching(), *sorted(filter(self._matches, marked))]):
             # A lane that a known subscription has no mark for came while it was away: it is owed all of it.
             await self._add_channel(channel, "earliest" if self._known(channel) else self._start)
         self._flag_all = False
-
-    async def _existing(self) -> set[Lane]:
-        channels = {lane.channel for lane in self._marks.lanes()}
-        return {lane for channel in sorted(channels) for lane in await self._log.lanes(channel)}
-
-    def _forget_lost_lanes(self, existing: set[Lane]) -> None:
-        for lane in self._marks.lanes():
-            if lane not in existing:
-                self._marks.drop(lane)
 
     async def _matching(self) -> Iterable[str]:
         """The channels the patterns name, and those that exist and match."""
@@ -136,36 +117,56 @@ class Delivery:
 
     async def _look(self, channel: str, start: str) -> None:
         """Find new lanes of a channel, and have every chain of it read."""
+        out_of_reach: set[Chain] = set()
         for lane in await self._log.lanes(channel):
             chain = self._chains.get(chain_of(lane))
             if chain is None:
                 chain = self._chains[chain_of(lane)] = ChainState(chain_of(lane))
                 self._channels[channel].append(chain)
-            if lane.inc > chain.last:
-                chain.lanes.append(await self._begin(lane, start))
+            if lane.inc > chain.last and chain.key not in out_of_reach:
+                try:
+                    chain.lanes.append(await self._begin(lane, start))
+                except (RedisLost, RedisRefused):  # it is found when that Redis answers; those of this site wait for nobody
+                    out_of_reach.add(chain.key)
+                    continue
+                self._newest.pop(lane._replace(inc=chain.last), None)
+                self._newest[lane] = chain
                 chain.last = lane.inc
         for chain in self._channels[channel]:
-            self._queue(chain)
+            if chain.lanes:
+                self._crew.queue(chain)
 
     async def _begin(self, lane: Lane, start: str) -> LanePlace:
         """Where to begin in a lane: behind what is settled, or where ``start`` says."""
         row = self._marks.find(lane)
-        span = await self._log.span(lane) if row is None or self._flag_all else None
+        # One that was hidden when this boot began: the marks that said what was handled of it are lost.
+        doubtful = self._flag_all or lane in self._unsure or (
+            row is None and self._known(lane.channel) and await self._log.of_earlier_boot(lane))
+        span = await self._log.span(lane) if row is None or doubtful else None
         if row is None:
             assert span is not None
-            row = self._marks.add(lane, span.last if start == "new" else span.first - 1)
+            row = self._marks.add(lane, self._first_settled(span, start, self._known(lane.channel)))
         cells = self._marks.cells
         settled, intent = cells[settled_at(row)], cells[settled_at(row) + 1]
-        flagged = max(intent, span.last if span is not None and self._flag_all else 0)
+        flagged = max(intent, span.last if span is not None and doubtful else 0)
         cells[settled_at(row) + 1] = flagged  # kept: this process may die before it comes to the last of them
         return LanePlace(lane, row, settled + 1, flagged)
+
+    def _first_settled(self, span: Span, start: str, known: bool) -> int:
+        """What counts as settled of a lane that has no mark yet."""
+        if start == "new":
+            return span.last
+        if self._from_contact:
+            return max(span.first - 1, span.contact)
+        # A subscription that was here before is owed also what the stream of that Redis does not hold any more.
+        return 0 if known and span.contact else span.first - 1
 
     # ------------------------------------------------------------------------------------------ news
 
     def _on_ring(self, channel: str, lane: Lane | None) -> None:
-        chain = None if lane is None else self._chains.get(chain_of(lane))
-        if chain is not None and lane is not None and lane.inc == chain.last:
-            self._queue(chain)
+        chain = None if lane is None else self._newest.get(lane)
+        if chain is not None:
+            self._crew.queue(chain)
         else:
             self._dirty.add(channel)
             self._news.set()
@@ -180,9 +181,8 @@ class Delivery:
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Serve until `stop`; workers are born in ``group``."""
-        self._group = group
         loop = asyncio.get_running_loop()
-        self._kick()
+        self._crew.begin(group)
         next_poll = loop.time() + self._interval(0.0)
         while not self._stopping:
             await self._wait_for_news(next_poll - loop.time())
@@ -221,50 +221,16 @@ class Delivery:
 
     # ------------------------------------------------------------------------------------------ workers
 
-    def _queue(self, chain: ChainState) -> None:
-        """Have a chain read soon; while a worker has it, that one looks again."""
-        if chain.busy:
-            chain.rung = True
-        elif not chain.queued and not chain.waiting:
-            chain.queued = True
-            self._ready[chain.key.priority].append(chain)
-            self._kick()
-
-    def _kick(self) -> None:
-        if self._group is None or self._stopping:
-            return
-        if len(self._workers) < self._concurrency and any(self._ready):
-            task = self._group.create_task(self._work())
-            self._workers.add(task)
-            task.add_done_callback(self._ended)
-
-    def _ended(self, worker: asyncio.Task[None]) -> None:
-        """A worker found nothing more to do; what was queued since, when it still counted, needs another one."""
-        self._workers.discard(worker)
-        self._kick()
-
-    def _next(self) -> ChainState | None:
-        """The next chain: the highest priority, but every eighth time the lowest, which must not starve."""
-        self._picks += 1
-        queues = self._ready if self._picks % 8 == 0 else reversed(self._ready)
-        return next((queue.popleft() for queue in queues if queue), None)
-
-    async def _work(self) -> None:
-        while not self._stopping and (chain := self._next()) is not None:
-            chain.queued, chain.busy, chain.rung = False, True, False
-            self._kick()
-            try:
-                more = await self._drain(chain)
-            except (LemegetonError, OSError) as error:
-                more = False
-                self._stall(chain, str(error))
-            except BaseException:
-                chain.lanes[0].cursor = None  # what was read and not settled is read again
-                raise
-            finally:
-                chain.busy = False
-            if more or chain.rung:
-                self._queue(chain)
+    async def _serve(self, chain: ChainState) -> bool:
+        """Give a chain one turn; true if there may be more in it."""
+        try:
+            return await self._drain(chain)
+        except (LemegetonError, OSError) as error:
+            self._stall(chain, str(error))
+            return False
+        except BaseException:
+            chain.lanes[0].cursor = None  # what was read and not settled is read again
+            raise
 
     def _stall(self, chain: ChainState, cause: str) -> None:
         self._observe(LaneStalled(self._name, chain.lanes[0].lane, cause))
@@ -279,31 +245,32 @@ class Delivery:
 
     def _waited(self, chain: ChainState) -> None:
         chain.waiting = False
-        self._queue(chain)
+        self._crew.queue(chain)
 
     async def _drain(self, chain: ChainState) -> bool:
         """Handle what the chain has, for one turn; true if there may be more."""
         for _ in range(BATCHES_A_TURN):
             place = chain.lanes[0]
             later_known = len(chain.lanes) > 1
-            records = await self._read(place)
-            if not records:
-                if not later_known:
+            batch = await self._read(place)
+            if not batch.records:
+                if not later_known or not await self._log.ended(place.lane, chain.lanes[1].lane, place.next - 1):
                     return False
-                # The later lane was known before this look, so this one is at its end for good.
                 chain.lanes.popleft()
                 continue
+            outcome = await self._handling.handle(place, batch.records, self._marks)
             self._active_until = asyncio.get_running_loop().time() + ACTIVE_FOR_S
-            outcome = await self._handling.handle(place, records, self._marks)
             if outcome is not Outcome.DONE:
                 place.cursor = None
                 if outcome is Outcome.LATER:
                     self._later(chain, place.delay_s)
                 return False
             await asyncio.sleep(0)
+            if not batch.more and not later_known:
+                return False  # what came meanwhile has rung, and a read that finds nothing costs as much as a record
         return True
 
-    async def _read(self, place: LanePlace) -> Sequence[bytes | Damage]:
+    async def _read(self, place: LanePlace) -> Batch:
         """The next batch of a lane; what is gone is reported as a gap, and reading goes on behind it."""
         for _ in range(SEEKS_MAX):
             try:
@@ -315,10 +282,10 @@ class Delivery:
                 if lost.first > place.next:
                     self._skip_to(place, lost.first)
                 elif lost.last < place.next:
-                    return ()
+                    return Batch((), (0, 0))
             else:
                 place.cursor = batch.cursor
-                return batch.records
+                return batch
         raise LogError(f"{place.lane}: it is trimmed faster than it can be read")
 
     def _skip_to(self, place: LanePlace, first: int) -> None:
@@ -340,12 +307,7 @@ class Delivery:
             timer.cancel()
         for silence in self._silences:
             silence()
-        if self._workers:
-            _, late = await asyncio.wait(self._workers, timeout=timeout_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=max(timeout_s, CANCEL_WAIT_S))
+        await self._crew.stop(timeout_s)
 
     def caught_up(self, lanes: dict[Lane, int]) -> bool:
         """True if every given lane is settled up to its given sequence."""

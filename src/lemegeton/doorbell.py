@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from collections.abc import Iterable
+from functools import lru_cache
 
 from lemegeton.seams import Doorbell, Ring
 
 READ_BYTES = 64 * 1024
+_EVENT = struct.Struct("iIII")
+"""`inotify_event`: watch, mask, cookie, and how many bytes of name follow."""
 
 
 class SilentDoorbell:
@@ -43,7 +47,6 @@ class InotifyDoorbell:
     def __init__(self) -> None:
         import inotify_simple
 
-        self._parse = inotify_simple.parse_events
         masks = inotify_simple.flags
         self._created = int(masks.CREATE | masks.MOVED_TO)
         self._overflow = int(masks.Q_OVERFLOW)
@@ -90,11 +93,14 @@ class InotifyDoorbell:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
             return
-        for wd, mask, _, name in self._parse(data):
+        at = 0
+        while at < len(data):
+            wd, mask, _, length = _EVENT.unpack_from(data, at)
+            begin, at = at + _EVENT.size, at + _EVENT.size + length
             if mask & self._overflow:
                 self._ring_all(list(self._rings.values()))
             elif wd in self._rings:
-                self._rings[wd][1](name or None, bool(mask & self._created))
+                self._rings[wd][1](_name(data[begin:at]), bool(mask & self._created))
 
     def _ring_all(self, rings: Iterable[tuple[str, Ring]]) -> None:
         for _, ring in rings:
@@ -103,6 +109,12 @@ class InotifyDoorbell:
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
         self._inotify.close()
+
+
+@lru_cache(maxsize=4096)
+def _name(padded: bytes) -> str | None:
+    """The file name of an event; None if the event is about the directory itself."""
+    return os.fsdecode(padded.rstrip(b"\0")) or None
 
 
 def open_doorbell() -> Doorbell:

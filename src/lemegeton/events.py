@@ -200,6 +200,23 @@ class ModeChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ModeSwitchIgnored(Event):
+    """The file ``mode`` in the home does not say anything; the mode is what it would be without it."""
+
+    name = "mode_switch_ignored"
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModeUntold(Event):
+    """A Redis that carries messages does not take what it is told of the mode, so nobody can look it up there."""
+
+    name = "mode_untold"
+    redis: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class RedisUp(Event):
     """A Redis answers; what it lacks is brought to it and what was missed is looked for."""
 
@@ -214,6 +231,33 @@ class RedisDown(Event):
 
     name = "redis_down"
     redis: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRedisStarted(Event):
+    """This process started the Redis of this host; the last one that leaves it ends it."""
+
+    name = "local_redis_started"
+    level = "info"
+    binary: str
+    socket: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRedisStopped(Event):
+    """This process was the last one that used the Redis of this host, and ended it."""
+
+    name = "local_redis_stopped"
+    level = "info"
+    socket: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRedisFailed(Event):
+    """There is no Redis of this host to be had, or it could not be ended; files carry the messages meanwhile."""
+
+    name = "local_redis_failed"
     cause: str
 
 
@@ -325,6 +369,6 @@ Observer = Callable[[Event], None]
 EVENTS: tuple[type[Event], ...] = (
     Gap, Expired, CorruptRecord, TailDropped, HandlerFailed, DeadLettered, LaneStalled, Refused, IncarnationBegun,
     SegmentSealed, LaneForked, RedisUp, RedisDown, RelayStalled, SubscriptionExpired, DoorbellLost, LimitReached,
-    RetentionFailed, ModeChanged, BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport,
-    MessageIgnored, HubStalled, JournalDamaged,
+    RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted, LocalRedisStopped, LocalRedisFailed,
+    BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport, MessageIgnored, HubStalled, JournalDamaged,
 )

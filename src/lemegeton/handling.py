@@ -15,8 +15,8 @@ from lemegeton.checkpoint import Marks, settled_at
 from lemegeton.codec import Draft, decode, encode
 from lemegeton.errors import InvalidMessage, LemegetonError
 from lemegeton.events import CorruptRecord, DeadLettered, Expired, Gap, HandlerFailed, LaneStalled, Observer
-from lemegeton.lane import Lane, lane_token
-from lemegeton.logs.base import Cursor, Damage, Log
+from lemegeton.lane import BRANCH, SPARSE, Lane, lane_token
+from lemegeton.logs.base import GONE, Cursor, Damage, Found, Log, Marker
 from lemegeton.message import Message
 from lemegeton.retry import Backoff
 from lemegeton.window import IdWindow
@@ -24,6 +24,8 @@ from lemegeton.window import IdWindow
 Handler = Callable[[Message], Awaitable[Any]]
 """What a message is given to; a synchronous function is wrapped to run in a thread before it comes here."""
 
+IN_DOUBT = "\0"
+"""Before the channel of an id in the window: the id is not handled for sure, but may be.  No channel begins so."""
 DEAD_LETTER_RETRY_S = 1.0
 COPY_WAIT_S = 0.02
 """How long a copy waits before it looks again whether its twin is settled."""
@@ -57,9 +59,12 @@ class LanePlace:
     """Why the next record becomes a dead letter, once its attempts are used up."""
 
     made_prefix: str = ""
+    sparse: bool = False
+    """Its sequence has holes that are none: the numbers are somebody else's."""
 
     def __post_init__(self) -> None:
         self.made_prefix = lane_token(self.lane) + "-"
+        self.sparse = self.lane.origin.startswith(SPARSE)
 
     def forget_trouble(self) -> None:
         """The next record begins with its first attempt, and nothing was damaged before it."""
@@ -102,14 +107,14 @@ class Handling:
         self.stopping = False
         self.closed = False
 
-    async def handle(self, place: LanePlace, records: Sequence[bytes | Damage], marks: Marks) -> Outcome:
+    async def handle(self, place: LanePlace, records: Sequence[Found], marks: Marks) -> Outcome:
         """Handle a batch; stops before the first record that cannot be settled now."""
         at = settled_at(place.row)
         lane = place.lane
         for record in records:
             if self.stopping:
                 return Outcome.STOPPED
-            message = self._decoded(place, record)
+            message = self._decoded(place, record, marks)
             if message is None:
                 continue
             seq = message.seq
@@ -119,11 +124,11 @@ class Handling:
                 continue
             given = not message.id.startswith(place.made_prefix)
             if message.ttl is not None and message.expired(self._wall_ms()):
-                self._expire(place, message)
+                self._expire(place, message, given)
             elif given and self._is_copy(place, message, marks):
                 self._window.save()
                 self.counts.copies += 1
-            elif given and (lane.channel, message.id) in self._in_hand:
+            elif given and self._twin_in_hand(lane.channel, message.id):
                 place.delay_s = COPY_WAIT_S  # its twin is in the handler: what this one is shows when that returned
                 return Outcome.LATER
             else:
@@ -142,29 +147,51 @@ class Handling:
                 place.forget_trouble()
         return Outcome.DONE
 
-    def _decoded(self, place: LanePlace, record: bytes | Damage) -> Message | None:
+    def _decoded(self, place: LanePlace, record: Found, marks: Marks) -> Message | None:
         """The message of a record; None, and reported, if it is none."""
-        try:
-            if not isinstance(record, Damage):
+        if isinstance(record, bytes):
+            try:
                 return decode(record)
-            cause = record.cause
-        except InvalidMessage as error:
-            cause = str(error)
-        self._report_damage(place, cause)
+            except InvalidMessage as error:
+                self._report_damage(place, str(error))
+        elif isinstance(record, Damage):
+            self._report_damage(place, record.cause)
+        else:
+            self._pass(place, record, marks)
         return None
 
     # ------------------------------------------------------------------------------------------ before the handler
+
+    def _pass(self, place: LanePlace, marker: Marker, marks: Marks) -> None:
+        """Settle the records that a marker stands for, and say why they do not come."""
+        first = place.next if marker.kind == GONE else max(place.next, marker.first)
+        if first > place.next:
+            self._miss(place, marker.first - 1, "no log has it")
+        if marker.through < first:
+            return
+        if marker.kind == GONE:
+            self._miss(place, marker.through, "its log does not have it any more")
+        else:
+            self.counts.expired += marker.through - first + 1
+            self._observe(Expired(self._name, place.lane, marker.through, f"unsent, from {first} on"))
+        marks.cells[settled_at(place.row)] = marker.through
+        place.next = marker.through + 1
+        place.forget_trouble()
+
+    def _miss(self, place: LanePlace, last: int, cause: str) -> None:
+        self.counts.missing += last - place.next + 1
+        self._observe(Gap(self._name, place.lane, place.next, last, cause))
 
     def _in_place(self, place: LanePlace, message: Message, marks: Marks) -> bool:
         """False for a record that is not of this lane or was settled; reports the records missing before it."""
         if (message.origin, message.inc) != (place.lane.origin, place.lane.inc):
             self._report_damage(place, f"a record of {message.origin}.{message.inc} does not belong here")
             return False
-        if message.seq < place.next:
-            return False
-        first, last = place.next, message.seq - 1
-        self.counts.missing += last - first + 1
-        self._observe(Gap(self._name, place.lane, first, last, place.damaged or "no log has it"))
+        if message.seq < place.next or place.sparse:
+            place.next = max(place.next, message.seq)
+            return message.seq >= place.next
+        last = message.seq - 1
+        self._miss(place, last, place.damaged or "no log has it")
         place.next = message.seq
         place.forget_trouble()
         marks.cells[settled_at(place.row)] = last
@@ -175,7 +202,9 @@ class Handling:
         place.damaged = cause
         self._observe(CorruptRecord(self._name, place.lane, place.next, cause))
 
-    def _expire(self, place: LanePlace, message: Message) -> None:
+    def _expire(self, place: LanePlace, message: Message, given: bool) -> None:
+        if given and message.seq <= place.flagged:  # it may have been handled: one published again later is flagged
+            self._window.add(IN_DOUBT + place.lane.channel, message.id, self._wall_ms())
         self.counts.expired += 1
         self._observe(Expired(self._name, place.lane, message.seq, message.id))
 
@@ -188,11 +217,25 @@ class Handling:
             return False
         if token not in self._tokens:
             self._tokens = {lane_token(lane): lane for lane in marks.lanes()}
-        row = marks.find(self._tokens[token]) if token in self._tokens else None
+        lane = self._tokens.get(token)
+        row = marks.find(lane) if lane is not None else None
+        number, branch, _ = number.partition(BRANCH)
+        if lane is None or row is None or (branch and not self._log.is_near(lane)):
+            return False  # of a fork the position tells nothing: here the other branch may have been handled
         try:
-            return row is not None and int(number, 16) <= marks.cells[settled_at(row)]
+            return int(number, 16) <= marks.cells[settled_at(row)]
         except ValueError:
             return False
+
+    def _twin_in_hand(self, channel: str, ident: str) -> bool:
+        """True while a message with this id is in the handler; if none is, there is room for remembering this one.
+
+        Before the handler, and before the intent: what was handled and cannot be remembered cannot be settled, and would
+        come again though nothing crashed."""
+        if (channel, ident) in self._in_hand:
+            return True
+        self._window.reserve()
+        return False
 
     # ------------------------------------------------------------------------------------------ the handler
 
@@ -201,18 +244,18 @@ class Handling:
         key = (place.lane.channel, message.id)
         self._in_hand.add(key)
         try:
-            outcome = await self._deliver(place, message)
+            outcome = await self._deliver(place, message, (IN_DOUBT + key[0], key[1], self._wall_ms()) in self._window)
             if outcome is Outcome.DONE:
                 self._window.add(*key, self._wall_ms())
             return outcome
         finally:
             self._in_hand.discard(key)
 
-    async def _deliver(self, place: LanePlace, message: Message) -> Outcome:
+    async def _deliver(self, place: LanePlace, message: Message, in_doubt: bool = False) -> Outcome:
         """Call the handler; DONE when the record may be settled."""
         if place.failure:
             return await self._bury(place, message)
-        if message.seq <= place.flagged:
+        if message.seq <= place.flagged or in_doubt:
             _set(message, "redelivered", True)
             self.counts.redelivered += 1
         if place.attempt > 1:

@@ -139,6 +139,16 @@ def check_file(fs: Fs, fd: int, path: str, uid: int) -> None:
         raise HomeRefused(f"home: {path} is not a regular file of this user with one name; move it away")
 
 
+def read_file(fs: Fs, path: str, uid: int) -> bytes:
+    """All of a small file of ours."""
+    fd = fs.open(path, _READ)
+    try:
+        check_file(fs, fd, path, uid)
+        return fs.pread(fd, fs.fstat(fd).st_size, 0)
+    finally:
+        fs.close(fd)
+
+
 def store(fs: Fs, fd: int, data: bytes, offset: int) -> None:
     """Write all of it in one call; a short write is the ``OSError`` of a full disk, never half a success."""
     if fs.pwrite(fd, data, offset) != len(data):
@@ -156,6 +166,23 @@ def write_new(fs: Fs, path: str, data: bytes) -> bool:
     finally:
         fs.close(fd)
     return True
+
+
+def replace_file(fs: Fs, path: str, data: bytes, token: str) -> None:
+    """Write a small file of mode 0600 in place of what has this name; nobody ever reads half of it.
+
+    Survives SIGKILL; when it raises, what was there is still there.  ``token`` must be new."""
+    temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{token}"
+    fd = fs.open(temporary, _NEW, 0o600)
+    try:
+        store(fs, fd, data, 0)
+        fs.rename(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            fs.unlink(temporary)
+        raise
+    finally:
+        fs.close(fd)
 
 
 async def _site_id(runtime: Runtime, path: str, create: bool) -> str:

@@ -11,6 +11,9 @@ from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
 
+SPARSE = "foreign~"
+"""How the origin of a lane begins that somebody else numbers, with holes that are none."""
+
 
 class Lane(NamedTuple):
     """One numbered sequence of records with a single writer."""
@@ -61,3 +64,12 @@ def lane_token(lane: Lane) -> str:
 def made_id(lane: Lane, seq: int) -> str:
     """The id of a record whose sender gave none.  It names the position, so no window of ids has to remember it."""
     return f"{lane_token(lane)}-{seq:x}"
+
+
+BRANCH = "~"
+"""In an id that was made: what follows tells the records of two branches of a forked lane apart."""
+
+
+def branch_id(ident: str, checksum: int) -> str:
+    """The id of a record that is sent again after a fork: another record may have been handled under the old one."""
+    return f"{ident}{BRANCH}{checksum:08x}"

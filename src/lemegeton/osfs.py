@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import mmap
 import os
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lemegeton.seams import Doorbell, Heard, Runtime, Wire
+from lemegeton.threads import Threads
 
 T = TypeVar("T")
 
@@ -89,11 +89,6 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
-async def in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking call in the loop's thread pool."""
-    return await asyncio.get_running_loop().run_in_executor(None, call)
-
-
 def _read_text(*paths: str) -> str:
     for path in paths:
         with contextlib.suppress(OSError):
@@ -125,18 +120,13 @@ def os_runtime() -> Runtime:
         fs=OsFs(),
         wall_ms=lambda: time.time_ns() // 1_000_000,
         token=lambda size: os.urandom(size).hex(),
-        blocking=_Thread(),
+        blocking=Threads(),
         doorbell=_open_doorbell,
         boot_id=boot_id(),
         machine_id=_read_text("/etc/machine-id", "/var/lib/dbus/machine-id"),
         uid=os.geteuid(),
         dial=_dial,
     )
-
-
-class _Thread:
-    def __call__(self, call: Callable[[], T], /) -> Awaitable[T]:
-        return in_thread(call)
 
 
 _at_fork: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()

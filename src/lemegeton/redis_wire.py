@@ -1,84 +1,87 @@
-"""The wire: one connection to a Redis, taken over once it is there.
+"""The wire: one connection to a Redis, on which commands go out in order and answers come back in order.
 
-redis-py finds the server, connects, does TLS and authenticates; its command layer is passed by, because it costs about
-five times what packing and one in-order connection cost (17,700 against 95,000 messages a second where both were
-measured).  Its defaults are all set here, because they bite: ten silent retries of every command, a socket timeout of
-5 s, reconnects that tell nobody, maintenance notifications.
+It packs and parses with hiredis and does the rest itself, which is little: connect, TLS, log in.  A client library above
+it costs about five times what one in-order connection costs (17,700 against 95,000 messages a second where both were
+measured) and a tenth of a second to load, and its defaults bite here: silent retries of every command, a socket timeout
+of 5 s, reconnects that tell nobody, error answers without their code.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+import ssl
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
-from redis.asyncio import connection as redis_connection
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.maint_notifications import MaintNotificationsConfig
 
-from lemegeton.errors import InvalidSetting, RedisLost, RedisRefused
-from lemegeton.seams import Heard, Wire
+from lemegeton.errors import LogError, RedisLost, RedisRefused
+from lemegeton.redis_url import Target, parse_url, shown
+from lemegeton.seams import Heard, Packed, Wire
 
 CONNECT_S = 2.0
 """How long a server may take to accept, shake hands and authenticate."""
-SENTINEL_PORT = 26379
 _NOT_YET = object()
 
 
 class RedisWire(asyncio.Protocol):
     """See `seams.Wire`."""
 
-    def __init__(self, where: str, heard: Heard | None, lost: Callable[[str], None]) -> None:
+    def __init__(self, where: str) -> None:
         self._where = where
-        self._heard = heard
-        self._lost = lost
+        self._heard: Heard | None = None
+        self._lost: Callable[[str], None] = _nobody
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
         self._waiting: deque[asyncio.Future[Any]] = deque()
-        self._silent = 0
         self._transport: asyncio.Transport | None = None
+        self._cause = "not connected"
         self._loop = asyncio.get_running_loop()
+        self.silent = False
 
-    def begin(self, stream: Any, writer: Any) -> None:
-        """Take over the transport of streams that are connected and authenticated."""
-        self._kept = stream, writer  # collected, they would close the transport
-        self._transport = writer.transport
-        writer.transport.set_protocol(self)
-        writer.transport.resume_reading()
-        if stream._buffer:
-            self.data_received(bytes(stream._buffer))
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is connected; nobody is logged in yet."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
 
-    @property
-    def unanswered(self) -> int:
-        return len(self._waiting) if self._heard is None else self._silent
+    def begin(self, heard: Heard | None, lost: Callable[[str], None]) -> None:
+        """It is logged in: from now on it hears, and its end is told."""
+        if self._transport is None:
+            raise RedisLost(f"redis {self._where}: {self._cause}")
+        self._heard = heard
+        self._lost = lost
 
-    def call(self, *arguments: bytes | str | int) -> asyncio.Future[Any]:
+    def call(self, *arguments: bytes | str | int, packed: Packed | None = None) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = self._loop.create_future()
         if self._transport is None:
-            answer.set_exception(RedisLost(f"redis {self._where}: not connected", definite=True))
+            answer.set_exception(RedisLost(f"redis {self._where}: {self._cause}", definite=True))
             return answer
-        self._transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]  # its stub says a tuple of one
+        self._write(arguments, packed)
         self._waiting.append(answer)
         return answer
 
     def send(self, *arguments: bytes | str | int) -> None:
         if self._transport is not None:
-            self._silent += arguments[0] == "PING"
-            self._transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+            self._write(arguments)
+
+    def _write(self, arguments: tuple[bytes | str | int, ...], packed: Packed | None = None) -> None:
+        assert self._transport is not None, "both callers looked"
+        self.silent |= arguments[0] == "PING"
+        data = hiredis.pack_command(arguments)  # type: ignore[arg-type]  # its stub says a tuple of one
+        if packed is not None:  # an array says first how many it has
+            data = b"*%d%b%b" % (len(arguments) + packed.number, data[data.index(b"\r") :], packed.data)
+        self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
         """Hand every whole answer to whoever waits for it."""
-        self._silent = 0
+        self.silent = False
         try:
             self._reader.feed(data)
             while (answer := self._reader.gets()) is not _NOT_YET:
                 if self._heard is not None:
-                    self._heard(answer)
+                    self._heard(refused(self._where, str(answer)) if isinstance(answer, hiredis.ReplyError) else answer)
                 elif self._waiting:
                     self._settle(self._waiting.popleft(), answer)
         except hiredis.HiredisError as error:
@@ -89,6 +92,7 @@ class RedisWire(asyncio.Protocol):
             return
         if isinstance(answer, hiredis.ReplyError):
             waiting.set_exception(refused(self._where, str(answer)))
+            waiting.exception()  # whoever waits hears it; nobody has to
         else:
             waiting.set_result(answer)
 
@@ -100,6 +104,7 @@ class RedisWire(asyncio.Protocol):
         transport, self._transport = self._transport, None
         if transport is None:
             return
+        self._cause = cause
         transport.abort()
         for waiting in self._waiting:
             if not waiting.done():
@@ -109,15 +114,26 @@ class RedisWire(asyncio.Protocol):
         self._lost(cause)
 
     def close(self) -> None:
-        self._lost = lambda _: None
+        self._lost = _nobody
         self._end("closed by us")
+
+
+def _nobody(_: str) -> None:
+    """Nobody is told."""
+
+
+# ---------------------------------------------------------------------------------------------- errors
 
 
 def refused(where: str, text: str) -> RedisRefused:
     """The typed error for an error reply."""
-    code = text.partition(" ")[0]
+    inner = _IN_SCRIPT.match(text)
+    code = inner[1] if inner else text.partition(" ")[0]
     return RedisRefused(f"redis {where}: {text}{_ADVICE.get(code, '')}", code=code)
 
+
+_IN_SCRIPT = re.compile(r"ERR Error running script .*?: @?user_script: ?\d+: -([A-Z]+) ")
+"""Before 7.0 the error of a command in a script is told within the error of the script."""
 
 _ADVICE = {
     "NOAUTH": "; give user and password in redis_url",
@@ -128,89 +144,90 @@ _ADVICE = {
 }
 
 
-def shown(url: str) -> str:
-    """A URL for eyes: no user, no password, no options."""
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{place}{parts.path}"
+# ---------------------------------------------------------------------------------------------- connecting
 
 
 async def dial(url: str, heard: Heard | None, lost: Callable[[str], None], /) -> Wire:
-    """Connect to ``redis://``, ``rediss://``, ``unix://`` or ``redis+sentinel://host,host/service``.
+    """Connect to what `redis_url` describes and log in.
 
-    ``rediss`` verifies the certificate and the host name.  ``OSError`` or `RedisRefused` says why not."""
+    ``OSError`` or `RedisRefused` says why not, `InvalidSetting` that the URL cannot be used.  Cancelled or failed, it
+    leaves no connection behind."""
+    target, where = parse_url(url), shown(url)
     try:
         async with asyncio.timeout(CONNECT_S):
-            connection = await _connection(url)
-            await connection.connect_check_health(check_health=False)
+            if target.service:
+                target = await _primary(target, where)
+            wire = await _ready(target, where)
+            wire.begin(heard, lost)
+            return wire
     except TimeoutError:
-        raise OSError(f"redis {shown(url)}: no answer within {CONNECT_S} s") from None
-    except (AuthenticationError, ResponseError) as error:
-        text = str(error)
-        raise refused(shown(url), text if text.split(" ")[0].isupper() else f"WRONGPASS {text}") from None
-    except RedisError as error:
-        raise OSError(f"redis {shown(url)}: {error}") from None
-    wire = RedisWire(shown(url), heard, lost)
-    wire.begin(connection._reader, connection._writer)
-    connection._reader = connection._writer = None  # it would close them when it is collected
+        raise OSError(f"redis {where}: no answer within {CONNECT_S} s") from None
+    except OSError as error:
+        raise OSError(f"redis {where}: cannot connect: {error}") from error
+    except RedisLost as error:
+        raise OSError(str(error)) from None
+
+
+async def _ready(target: Target, where: str) -> RedisWire:
+    """A connection that is logged in."""
+    wire = RedisWire(where)
+    loop = asyncio.get_running_loop()
+    try:
+        if target.path:
+            await loop.create_unix_connection(lambda: wire, target.path)
+        else:
+            host, port = target.places[0]
+            await loop.create_connection(lambda: wire, host, port, ssl=_trust(target) if target.tls else None)
+        for command in _login(target):
+            await wire.call(*command)
+    except BaseException:
+        wire.close()
+        raise
     return wire
 
 
-async def _connection(url: str) -> Any:
-    if url.startswith("redis+sentinel://"):
-        return await _of_sentinel(url)
-    options = options_of(url)
-    kind = options.pop("connection_class", redis_connection.Connection)
-    return kind(**_DELIBERATE, **options)
+def _login(target: Target) -> list[tuple[str | int, ...]]:
+    """What has to be said before anything else."""
+    commands: list[tuple[str | int, ...]] = []
+    known = bool(target.user or target.password)
+    if target.protocol == 3:
+        commands.append(("HELLO", 3, *(("AUTH", target.user or "default", target.password) if known else ())))
+    elif known:
+        commands.append(("AUTH", target.user, target.password) if target.user else ("AUTH", target.password))
+    if target.db:
+        commands.append(("SELECT", target.db))
+    return commands
 
 
-_DELIBERATE: dict[str, Any] = {
-    "socket_timeout": None, "socket_connect_timeout": CONNECT_S, "health_check_interval": 0, "driver_info": None,
-    "retry": Retry(NoBackoff(), 0), "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-}
-
-
-def options_of(url: str) -> dict[str, Any]:
-    """What redis-py needs to know of a URL, RESP2 unless it asks for ``protocol=3``; `InvalidSetting` if it is none."""
+def _trust(target: Target) -> ssl.SSLContext:
+    """What a server's certificate is held against; its host name is checked too."""
+    files = dict(target.files)
     try:
-        options: dict[str, Any] = dict(redis_connection.parse_url(url))
-        options["protocol"] = int(options.get("protocol", 2))
-    except ValueError as error:
-        raise InvalidSetting(f"redis_url {shown(url)}: {error}") from None
-    unknown = options.keys() - _OPTIONS
-    if unknown or (options.get("connection_class") is redis_connection.UnixDomainSocketConnection
-                   and "path" not in options):
-        raise InvalidSetting(f"redis_url {shown(url)}: cannot use {', '.join(sorted(unknown)) or 'it: no path'}; known "
-                             f"options: {', '.join(sorted(_OPTIONS - {'connection_class'}))}")
-    if options.get("connection_class") is redis_connection.SSLConnection:
-        options = {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **options}
-    return options
+        context = ssl.create_default_context(cafile=files.get("ssl_ca_certs"))
+        if "ssl_certfile" in files:
+            context.load_cert_chain(files["ssl_certfile"], files.get("ssl_keyfile"))
+    except OSError as error:
+        raise OSError(f"the files of TLS ({', '.join(files)}): {error}") from error
+    return context
 
 
-_OPTIONS = frozenset((
-    "connection_class", "host", "port", "path", "db", "username", "password", "protocol", "ssl_ca_certs", "ssl_certfile",
-    "ssl_keyfile",
-))
-
-
-async def _of_sentinel(url: str) -> Any:
-    """A connection to the primary that the first Sentinel to answer names."""
-    parts = urlsplit(url)
-    users, _, places = parts.netloc.rpartition("@")
-    service = unquote(parts.path.strip("/"))
-    hosts = [(host or "localhost", int(port or SENTINEL_PORT)) for host, _, port in
-             (place.partition(":") for place in places.split(","))]
-    if not service:
-        raise InvalidSetting(f"redis_url {shown(url)}: name the service, redis+sentinel://host,host/service")
-    user, _, password = users.partition(":")
-    query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-    patience = {"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S}
-    sentinel = Sentinel(hosts, sentinel_kwargs=patience)  # type: ignore[no-untyped-call]
-    try:
-        host, port = await sentinel.discover_master(service)
-    finally:
-        for client in sentinel.sentinels:
-            await client.aclose()
-    return redis_connection.Connection(
-        host=host, port=port, username=unquote(user) or None, password=unquote(password) or None,
-        db=int(query.get("db", 0)), protocol=int(query.get("protocol", 2)), **_DELIBERATE)
+async def _primary(target: Target, where: str) -> Target:
+    """The primary that the first Sentinel to answer names; each has its share of the time."""
+    causes = []
+    for host, port in target.places:
+        try:
+            async with asyncio.timeout(CONNECT_S / (len(target.places) + 1)):
+                asked = await _ready(Target(places=((host, port),)), where)
+                try:
+                    found = await asked.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service)
+                finally:
+                    asked.close()
+        except TimeoutError:
+            causes.append(f"{host}:{port}: no answer")
+        except (OSError, LogError) as error:
+            causes.append(f"{host}:{port}: {error}")
+        else:
+            if found:
+                return replace(target, places=((found[0].decode(), int(found[1])),))
+            causes.append(f"{host}:{port}: does not know {target.service}")
+    raise OSError(f"no Sentinel names the primary: {'; '.join(causes)}")

@@ -1,49 +1,71 @@
 """The relay: copies lanes of this site's log to a replica, and notices whatever the replica forgets.
 
-A lane has one cursor here and one mark there.  The replica takes only the next sequence, so an empty restart, a stale
-failover or an eviction shows itself as a mark below the cursor, and the relay goes back to it: the log is the truth,
-the replica a copy.  Any number of relays may copy the same lane; what one has brought, the others skip.
+A lane has one place here and one mark there.  The replica takes only the next sequence, so an empty restart, a stale
+failover or an eviction shows itself as a mark below the place, and the relay goes back to it: the log is the truth, the
+replica a copy.  Any number of relays may copy the same lane; what one has brought, the others skip.
 
 ::
 
-    send from cursor ──OK mark───► cursor := mark + 1                  (a repeat answers OK as well)
-                     ──GAP mark──► cursor := mark + 1, or the oldest record there is, sent as the base
-                     ──error─────► unknown: the next round asks for the mark first
-    a mark that is not a record of ours, same sequence and checksum ──► fork: nothing is sent
+    offer from next ──OK mark───► next := mark + 1                     (a repeat answers OK as well)
+                    ──GAP mark──► next := mark + 1, or the oldest record there is, offered as the base
+                    ──error─────► unknown: the next round asks for the mark first
+    a mark that is not a record of ours, same sequence and checksum ──► fork: nothing is offered
+
+Records that expired on the way, and those the log lost, are offered as markers: a sequence is never left open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from zlib import crc32
 
-from lemegeton.codec import decode
-from lemegeton.errors import InvalidMessage
+from lemegeton.codec import Head, head_of
+from lemegeton.errors import InvalidMessage, PositionLost
 from lemegeton.events import LaneForked, Observer
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Damage, Log, Mark, Replica
+from lemegeton.logs.base import GONE, READ_BYTES, SKIP, Answer, Cursor, Found, Item, Log, Mark, Marker, Replica
 
-RECORDS_A_CALL = 100
+OFFER_BYTES = 128 * 1024
+"""How much one call offers: large enough to be cheap, small enough that the answer of a slow link comes in time."""
+SEEKS_MAX = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Consecutive records from sequence ``first`` on; ``base`` if no log has the one before."""
+class Told(Protocol):
+    """The highest sequence of a lane that any replica ever accepted: up to there everybody who listens was told."""
 
-    first: int
-    records: Sequence[bytes]
-    base: bool
+    def get(self, lane: Lane) -> int: ...
+    def put(self, lane: Lane, seq: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the relay is in a lane: the next sequence to offer, the log's cursor before it, whether it is the oldest."""
+
+    next: int
+    cursor: Cursor | None = None
+    base: bool = False
 
 
 class Relay:
     """Copies a lane when `copy` is called; safe to stop, to repeat and to run beside others at any point."""
 
-    def __init__(self, log: Log, replica: Replica, observe: Observer) -> None:
+    def __init__(
+        self, log: Log, replica: Replica, told: Told, observe: Observer, *, wall_ms: Callable[[], int],
+        forked: Callable[[Lane], None] = lambda _: None
+    ) -> None:
         self._log = log
         self._replica = replica
+        self._told = told
         self._observe = observe
-        self._next: dict[Lane, int] = {}
+        self._wall_ms = wall_ms
+        self._forked = forked
+        self._places: dict[Lane, Place] = {}
+
+    def forget(self) -> None:
+        """The replica may be another one, or not remember: every lane asks for its mark again."""
+        self._places.clear()
 
     async def copy(self, lane: Lane) -> int:
         """Bring the replica what it lacks of a lane; the last sequence that it has now.
@@ -51,68 +73,115 @@ class Relay:
         The first call for a lane, and each one after an error, asks for the mark.  Errors of the replica go to the
         caller: what was under way may have arrived."""
         try:
-            while lane not in self._next or (run := await self._read(lane, self._next[lane])).records:
-                if lane not in self._next:
-                    accepted = await self.probe(lane)
-                else:
-                    answer = await self._replica.accept(lane, run.first, run.records, base=run.base)
-                    accepted = await self._adopt(lane, answer.mark)
-                if not accepted:
-                    return 0
+            place = self._places.get(lane) or await self.probe(lane)
+            while place is not None:
+                items, cursor = await self._next(lane, place)
+                if not items:
+                    return place.next - 1
+                answer = await self._replica.accept(lane, items, base=place.base, told=self._told.get(lane))
+                place = await self._adopt(lane, place, items, cursor, answer)
+            return 0
         except BaseException:
-            self._next.pop(lane, None)
+            self._places.pop(lane, None)
             raise
-        return self._next[lane] - 1
 
-    async def probe(self, lane: Lane) -> bool:
-        """Go on from the replica's mark; false if that is a fork.
+    async def probe(self, lane: Lane) -> Place | None:
+        """Go on from the replica's mark; None if that is a fork.
 
         Called after a reconnect, and now and then, because a replica may forget while nobody sends."""
-        return await self._adopt(lane, await self._replica.mark(lane))
+        return await self._from_mark(lane, (await self._replica.accept(lane, ())).mark)
 
-    async def _adopt(self, lane: Lane, mark: Mark) -> bool:
+    async def _adopt(self, lane: Lane, place: Place, items: Sequence[Item], cursor: Cursor, answer: Answer) -> Place | None:
+        last = items[-1]
+        if answer.gap or answer.mark != Mark(last.through, _checksum(last)):
+            return await self._from_mark(lane, answer.mark)
+        place.next, place.cursor, place.base = last.through + 1, cursor, False
+        self._told.put(lane, last.through)
+        return place
+
+    async def _from_mark(self, lane: Lane, mark: Mark) -> Place | None:
         if mark.seq and not await self._is_ours(lane, mark):
-            self._next.pop(lane, None)
+            self._places.pop(lane, None)
             self._observe(LaneForked(lane, mark.seq, "the replica's mark is not a record of this log"))
-            return False
-        self._next[lane] = mark.seq + 1
-        return True
+            self._forked(lane)
+            return None
+        self._told.put(lane, mark.seq)
+        place = self._places.get(lane)
+        if place is None or place.next != mark.seq + 1:
+            place = self._places[lane] = Place(mark.seq + 1)
+        return place
 
     async def _is_ours(self, lane: Lane, mark: Mark) -> bool:
         """True if the record at the mark is in our log.  One that was trimmed was settled by all, so it was ours."""
         span = await self._log.span(lane)
         if mark.seq < span.first:
             return True
-        if mark.seq > span.last:
-            return False
-        batch = await self._log.read(lane, await self._log.seek(lane, mark.seq - 1), 1)
-        found = batch.records[0] if batch.records else Damage("missing")
-        return isinstance(found, Damage) or crc32(found) == mark.crc
+        known = mark.seq <= span.last
+        after = mark.seq - 1 if known else max(span.first, span.last) - 1  # bad lines at the end are not in the span
+        try:
+            batch = await self._log.read(lane, await self._log.seek(lane, after), 1 if known else READ_BYTES)
+        except PositionLost:
+            return True
+        found = batch.records[mark.seq - after - 1 :]
+        if not found:
+            return known
+        return not mark.crc or not isinstance(found[0], bytes) or crc32(found[0]) == mark.crc
 
-    async def _read(self, lane: Lane, following: int) -> Run:
-        """The next consecutive records from ``following`` on; those no log has any more are passed over."""
-        span = await self._log.span(lane)
-        first = max(following, span.first)
-        if first > span.last:
-            return Run(first, (), False)
-        cursor = await self._log.seek(lane, first - 1)
-        records: list[bytes] = []
-        while not records and (batch := await self._log.read(lane, cursor)).records:
-            cursor = batch.cursor
-            for record in batch.records:
-                seq = _sequence(record)
-                if not records and seq >= first:
-                    first = seq
-                if seq == first + len(records) and len(records) < RECORDS_A_CALL:
-                    records.append(record)  # type: ignore[arg-type]  # damage has no sequence
-                elif records and seq > first + len(records):
-                    break
-        return Run(first, records, first != following or first == span.first)
+    # ------------------------------------------------------------------------------------------ what to offer
+
+    async def _next(self, lane: Lane, place: Place) -> tuple[list[Item], Cursor]:
+        """The next consecutive items of a lane, and the cursor behind them."""
+        for _ in range(SEEKS_MAX):
+            try:
+                cursor = place.cursor or await self._log.seek(lane, place.next - 1)
+                while (batch := await self._log.read(lane, cursor, OFFER_BYTES)).records:
+                    items = items_of(lane, place.next, batch.records, self._wall_ms())
+                    if items:
+                        return items, batch.cursor
+                    cursor = batch.cursor  # damage, copies: what they were shows when a record comes behind them
+                return [], cursor
+            except PositionLost as lost:
+                place.cursor = None
+                if lost.first <= place.next or lost.last < lost.first:
+                    return [], (0, 0)
+                place.next, place.base = lost.first, True
+        return [], (0, 0)
 
 
-def _sequence(record: bytes | Damage) -> int:
-    """The sequence in a record; 0 for what is not one."""
+def items_of(lane: Lane, following: int, records: Sequence[Found], now_ms: int) -> list[Item]:
+    """What follows ``following`` in these records of a lane, consecutive: holes and expired records as markers."""
+    items: list[Item] = []
+    for record in records:
+        head = _head(lane, record)
+        if head is None or head.seq < following:
+            continue
+        assert isinstance(record, bytes), "only a record has a head"
+        if head.seq > following:
+            items.append(_marked(GONE, following, head.seq - 1))
+        if head.ttl is None or head.timestamp + head.ttl >= now_ms:
+            items.append(Item(head.seq, head.seq, record))
+        elif items and isinstance(before := items[-1].record, Marker) and before.kind == SKIP:
+            items[-1] = _marked(SKIP, before.first, head.seq)
+        else:
+            items.append(_marked(SKIP, head.seq, head.seq))
+        following = head.seq + 1
+    return items
+
+
+def _marked(kind: str, first: int, through: int) -> Item:
+    return Item(first, through, Marker(kind, first, through))
+
+
+def _checksum(item: Item) -> int:
+    return crc32(item.record) if isinstance(item.record, bytes) else 0
+
+
+def _head(lane: Lane, record: Found) -> Head | None:
+    """The head of a record of this lane; None for anything else."""
+    if not isinstance(record, bytes):
+        return None
     try:
-        return 0 if isinstance(record, Damage) else decode(record).seq
+        head = head_of(record)
     except InvalidMessage:
-        return 0
+        return None
+    return head if (head.origin, head.inc) == (lane.origin, lane.inc) else None

@@ -1,7 +1,9 @@
 """Retention: which segments may go.  Pure: it is told what there is and answers what to remove.
 
 A segment may go when every durable subscription whose pattern matches its channel has settled its last record; of
-those, the oldest go until the rest fits the ``disk_budget``.  Where no durable subscription matches it stays for
+those, the oldest go until the rest fits the ``disk_budget``, and leaves as much room under the ``disk_limit`` as it
+takes: what nobody needs any more must not keep a publisher waiting.  Subscriptions of other sites count like those here,
+and what the shared Redis has not taken stays.  Where no durable subscription matches it stays for
 ``message_max_age``; dead letters stay for ``dead_letter_max_age``.  The last segment of a chain stays as long as the
 origin can be taken over: its end is where the next owner goes on.
 """
@@ -46,6 +48,7 @@ class Policy:
     message_max_age_ms: int
     dead_letter_max_age_ms: int
     remove_at_once: bool
+    disk_limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +63,39 @@ class Plan:
 NOBODY = "no durable subscription; records stay for message_max_age or are young"
 
 
-def plan(segments: Sequence[SegmentInfo], holders: Sequence[Holder], now_ms: int, policy: Policy) -> Plan:
-    """Decide for all segments of a home at once."""
+FLOOR_MS = 600_000
+"""How long a record stays that a Redis took: so long it can be filled in again if that Redis forgets it before a
+subscription of another site was known here.  Where the home is half full, what is settled goes all the same."""
+
+
+def plan(
+    segments: Sequence[SegmentInfo], holders: Sequence[Holder], now_ms: int, policy: Policy, relayed: Holder | None = None
+) -> Plan:
+    """Decide for all segments of a home at once.
+
+    ``relayed`` stands for the shared Redis, where there is one: what that has not taken stays, whoever settled it."""
+    crowded = _bytes(segments) > policy.disk_limit // 2
+    blockers = [*holders, relayed] if relayed is not None else holders
     remove: list[SegmentInfo] = []
     settled: list[SegmentInfo] = []
     held: Counter[str] = Counter()
     for segment in segments:
-        blocking = None if segment.final else _blocking(segment, holders)
+        blocking = None if segment.final else _blocking(segment, blockers)
         if blocking:
             held[blocking] += segment.bytes
         elif segment.final:
-            held.update(_final_holders(segment, holders))
+            held.update(_final_holders(segment, blockers))
+        elif relayed is not None and not crowded and now_ms - segment.modified_ms < FLOOR_MS:
+            continue
         elif _aged_only(segment, holders):
             if now_ms - segment.modified_ms > _age_ms(segment, policy):
                 remove.append(segment)
         else:
             settled.append(segment)
-    remove.extend(_over_budget(settled, policy))
-    used = sum(segment.bytes for segment in segments) - sum(segment.bytes for segment in remove)
+    needed = _bytes(segments) - _bytes(settled) - _bytes(remove)
+    budget = 0 if policy.remove_at_once else min(policy.disk_budget, (policy.disk_limit - needed) // 2)
+    remove.extend(_over_budget(settled, budget))
+    used = _bytes(segments) - _bytes(remove)
     return Plan(remove, used, held.most_common(1)[0][0] if held else NOBODY)
 
 
@@ -105,12 +123,15 @@ def _age_ms(segment: SegmentInfo, policy: Policy) -> int:
     return policy.dead_letter_max_age_ms if dead else policy.message_max_age_ms
 
 
-def _over_budget(settled: list[SegmentInfo], policy: Policy) -> list[SegmentInfo]:
+def _bytes(segments: Iterable[SegmentInfo]) -> int:
+    return sum(segment.bytes for segment in segments)
+
+
+def _over_budget(settled: list[SegmentInfo], budget: int) -> list[SegmentInfo]:
     """The oldest settled segments, until what is left of them fits the budget.
 
     Within a lane a segment never goes before an earlier one: ``first`` breaks ties of a coarse clock."""
-    budget = 0 if policy.remove_at_once else policy.disk_budget
-    left = sum(segment.bytes for segment in settled)
+    left = _bytes(settled)
     gone: list[SegmentInfo] = []
     for segment in sorted(settled, key=lambda s: (s.modified_ms, s.lane, s.first)):
         if left <= budget:

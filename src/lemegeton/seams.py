@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -103,19 +103,28 @@ class Blocking(Protocol):
 
 
 Heard = Callable[[Any], None]
-"""What a subscriber's connection does with everything that comes."""
+"""What a subscriber's connection does with everything that comes; an error comes as `RedisRefused`."""
+
+
+class Packed(NamedTuple):
+    """So many arguments of a command as the wire takes them."""
+
+    number: int
+    data: bytes
 
 
 class Wire(Protocol):
     """One connection to a Redis: commands go out in order, answers come back in order."""
 
     @property
-    def unanswered(self) -> int:
-        """How many commands have no answer yet; of a subscriber's connection, 1 if nothing came since the last `ping`."""
+    def silent(self) -> bool:
+        """True if nothing at all came since the last ``PING`` that was sent."""
         ...
 
-    def call(self, *arguments: bytes | str | int) -> Awaitable[Any]:
-        """Send a command; the answer raises `RedisRefused` for an error and `RedisLost` if the connection ends first.
+    def call(self, *arguments: bytes | str | int, packed: Packed | None = None) -> Awaitable[Any]:
+        """Send a command, with arguments that are ``packed`` behind the others.
+
+        The answer raises `RedisRefused` for an error and `RedisLost` if the connection ends first.
 
         Cancelling the wait does not take the command back."""
         ...

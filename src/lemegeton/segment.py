@@ -32,6 +32,11 @@ _ORIGIN = re.compile(r"[A-Za-z0-9_%~-]{1,160}")
 """What an origin is made of: it goes into wire JSON as it is, and a row of a checkpoint has room for no more of it."""
 
 
+def is_origin(text: str) -> bool:
+    """True for what can be the name of an origin."""
+    return _ORIGIN.fullmatch(text) is not None
+
+
 class SegmentName(NamedTuple):
     """What the file name of a segment says."""
 
@@ -48,7 +53,7 @@ class SegmentName(NamedTuple):
 def parse_segment_name(name: str) -> SegmentName | None:
     """The parts of a segment's file name; None for any other file."""
     parts = name.split(".")
-    if len(parts) != 5 or parts[4] != "log" or not _ORIGIN.fullmatch(parts[0]):
+    if len(parts) != 5 or parts[4] != "log" or not is_origin(parts[0]):
         return None
     try:
         found = SegmentName(parts[0], int(parts[1]), int(parts[2]), int(parts[3]))

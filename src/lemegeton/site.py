@@ -6,6 +6,7 @@ this one, a home on disk, and `testing.memory.MemorySite`, which keeps everythin
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -13,23 +14,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from lemegeton.channels import compile_glob
 from lemegeton.checkpoint import Checkpoint, Header, Marks, VolatileMarks
 from lemegeton.config import Settings, load_settings
-from lemegeton.errors import HomeRefused, LogError
+from lemegeton.errors import HomeRefused, LogError, NotReached
 from lemegeton.events import Event, Observer, RetentionFailed
 from lemegeton.home import Home, find_home, network_fs, open_home
-from lemegeton.logs.base import Log
+from lemegeton.logs.base import Log, Position
 from lemegeton.logs.file import FileLog
 from lemegeton.logs.janitor import Holders, Janitor
+from lemegeton.modes import CoordinationMode
 from lemegeton.osfs import os_runtime
 from lemegeton.retention import Holder
 from lemegeton.seams import Runtime
 from lemegeton.window import IdWindow
+
+if TYPE_CHECKING:
+    from lemegeton.redis_side import RedisSide
 
 OPEN_FILES_MIN, OPEN_FILES_MAX = 64, 4096
 JANITOR_EVERY = 5
@@ -72,6 +77,11 @@ class Site(Protocol):
     def usage(self) -> Usage: ...
     def origin(self) -> str | None: ...
     def threads(self) -> ThreadPoolExecutor: ...
+    async def start(self, group: asyncio.TaskGroup) -> None: ...
+    async def reach(self, position: Position, level: str) -> None: ...
+    async def leave(self) -> bool: ...
+    def end_tasks(self) -> None: ...
+    def mode(self) -> CoordinationMode: ...
     async def tick(self) -> None: ...
     async def aclose(self) -> None: ...
 
@@ -80,7 +90,8 @@ class FileSite:
     """A home on disk."""
 
     def __init__(
-        self, runtime: Runtime, home: Home, name: str, settings: Settings, observe: Observer, origin_wait_s: float
+        self, runtime: Runtime, home: Home, name: str, settings: Settings, observe: Observer, origin_wait_s: float,
+        *, reaches_out: bool = True
     ) -> None:
         self.settings = settings
         self.home = home
@@ -89,6 +100,12 @@ class FileSite:
         self._observe = observe
         self._file_log = FileLog(runtime, home, name, settings, observe, origin_wait_s=origin_wait_s)
         self.log: Log = self._file_log
+        self.redis: RedisSide | None = None
+        if settings.redis_url is not None and reaches_out:
+            from lemegeton.redis_side import RedisSide  # only who has a Redis pays for loading all that
+
+            self.redis = RedisSide(runtime, home, name, settings, self._file_log, observe)
+            self.log = self.redis.log
         self._reports: list[Event] = []
         self._janitor = Janitor(runtime, home, settings, self._reports.append)
         self._holders = Holders(runtime, home)
@@ -140,11 +157,37 @@ class FileSite:
             self._threads = ThreadPoolExecutor(self.settings.handler_threads, "lemegeton-handler")
         return self._threads
 
+    async def start(self, group: asyncio.TaskGroup) -> None:
+        """Serve what has tasks of its own, in ``group``."""
+        if self.redis is not None:
+            await self.redis.start(group)
+
+    async def reach(self, position: Position, level: str) -> None:
+        """Return when the shared Redis has a record; `NotReached` where there is none."""
+        if self.redis is None:
+            raise NotReached(f"publish to {position.lane.channel}: level {level!r} needs a redis_url; the message is stored")
+        await self.redis.reach(position, level)
+
+    async def leave(self) -> bool:
+        """Wait a moment for what is under way; false if the shared Redis was not reached."""
+        return self.redis is None or await self.redis.leave()
+
+    def end_tasks(self) -> None:
+        """Have everything that `start` began return."""
+        if self.redis is not None:
+            self.redis.close()
+
+    def mode(self) -> CoordinationMode:
+        """The best path to other sites that works now."""
+        return CoordinationMode.ISOLATED if self.redis is None else self.redis.modes.mode
+
     async def tick(self) -> None:
         """Once a second.  Errors are events: what could not be done now is done later."""
         self._ticks += 1
         try:
             self._file_log.upkeep()
+            if self.redis is not None:
+                await self.redis.tick()
             if self._file_log.room.full or self._ticks % JANITOR_EVERY == 1:
                 self._count(await self._runtime.blocking(self._janitor.tick))
             if self._ticks % SEEN_EVERY == 0:
@@ -162,7 +205,7 @@ class FileSite:
 
     async def aclose(self) -> None:
         """Let everything go."""
-        await self._file_log.aclose()
+        await self.log.aclose()
         self._janitor.close()
         self._holders.close()
         if self._threads is not None:
@@ -185,7 +228,7 @@ async def open_site(
     else:
         settings = load_settings(arguments)
         home = await open_home(runtime, settings.home or "/.lemegeton", create=create)
-    return FileSite(runtime, home, name, settings, observe, origin_wait_s)
+    return FileSite(runtime, home, name, settings, observe, origin_wait_s, reaches_out=create)
 
 
 def settings_here(arguments: Mapping[str, Any]) -> Settings:

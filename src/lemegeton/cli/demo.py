@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import click
 
+from lemegeton.cli.demo_redis import OwnRedis
 from lemegeton.cli.demo_view import Board, Row, View, Worker, open_view, show_closing
 from lemegeton.cli.demo_work import Found, Total, python_files, total
 from lemegeton.cli.output import FAILED, Ended, Options, put_line, run, to_json
@@ -39,17 +40,19 @@ LOOK_S = 0.1
 @click.option("--path", metavar="DIR", type=click.Path(exists=True, file_okay=False), default=None,
               help="Directory with Python files; without it the standard library of this Python.")
 @click.option("--no-kill", is_flag=True, help="Kill nobody.")
+@click.option("--redis", is_flag=True, help="Over two sites, through a Redis of its own that is killed, stopped and cut off.")
 @click.option("--seed", metavar="N", type=int, default=None, help="Choose the agent to kill as in an earlier run.")
 @click.pass_obj
-def demo(options: Options, agents: int, path: str | None, no_kill: bool, seed: int | None) -> None:
+def demo(options: Options, agents: int, path: str | None, no_kill: bool, redis: bool, seed: int | None) -> None:
     """Let a hub and its agents parse the standard library; kill one of them; check every number.
 
-    Each agent is a process; no server is needed.  Exit 1 if anything was lost, doubled or miscounted.
+    Each agent is a process; no server is needed.  With --redis every second one lives on a second site.
+    Exit 1 if anything was lost, doubled or miscounted.
     """
     files = python_files(path or sysconfig.get_path("stdlib"))
     if not files:
         raise click.UsageError(f"no Python file below {path}")
-    shown = run(Demo(files, agents, not no_kill, random.Random(seed), options.json).run())
+    shown = run(Demo(files, agents, not no_kill, random.Random(seed), options.json, redis=redis).run())
     if options.json:
         put_line(to_json({row.key: row.fact for row in shown.rows} | {"right": shown.right, "home": shown.home}))
     else:
@@ -114,7 +117,9 @@ class Tally:
 class Demo:
     """One run, in a home of its own that stays behind."""
 
-    def __init__(self, files: Sequence[str], agents: int, kill: bool, rng: random.Random, quiet: bool) -> None:
+    def __init__(
+        self, files: Sequence[str], agents: int, kill: bool, rng: random.Random, quiet: bool, *, redis: bool = False
+    ) -> None:
         self._files = files
         self._agents = agents
         self._kill = kill
@@ -125,13 +130,17 @@ class Demo:
         self._tally = Tally()
         self._processes: dict[str, Process] = {}
         self._victim = ""
-        self._hub = Hub(home=self._home)
+        self._redis = OwnRedis(os.path.dirname(self._home)) if redis else None
+        self._settings = {} if self._redis is None else {"redis_url": self._redis.url, "local_redis": "off"}
+        self._hub = Hub(home=self._home, **self._settings)
 
     async def run(self) -> Shown:
         """All of it; no process is left, however it ends."""
         try:
             with open_view(self._board, quiet=self._quiet) as view:
                 view.note(f"home {self._home}")
+                if self._redis is not None:
+                    await self._redis.begin()
                 await self._work(view)
                 view.note("the same files in one process, to compare")
                 began = time.monotonic()
@@ -161,11 +170,15 @@ class Demo:
     async def _begin(self, name: str, view: View) -> None:
         with open(os.path.join(os.path.dirname(self._home), "agents.log"), "ab") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "lemegeton.cli.demo_agent", self._home, name, stdin=PIPE, stdout=DEVNULL,
-                stderr=log, start_new_session=True)
+                sys.executable, "-m", "lemegeton.cli.demo_agent", self._home_of(name), name, *self._settings.values(),
+                stdin=PIPE, stdout=DEVNULL, stderr=log, start_new_session=True)
         self._processes[name] = process
         self._board.workers[name] = Worker(name, process.pid)
         view.note(f"{name} begins, process {process.pid}")
+
+    def _home_of(self, name: str) -> str:
+        """With a Redis every second agent lives on a site of its own."""
+        return self._home + "-2" if self._redis is not None and int(name.rpartition("-")[2]) % 2 == 0 else self._home
 
     async def _joined(self, hub: Hub) -> None:
         """Until every agent has registered; one that ended instead has said why in the log."""
@@ -211,6 +224,8 @@ class Demo:
                 process.kill()
         for process in self._processes.values():
             await process.wait()
+        if self._redis is not None:
+            await self._redis.end()
 
     # ------------------------------------------------------------------------------------------ work
 
@@ -229,6 +244,8 @@ class Demo:
             self._refresh(hub)
             view.update()
             await self._replace(view)
+            if self._redis is not None:
+                await self._redis.hurt(self._board.done / self._board.total, view.note)
             if self._board.done != seen:
                 seen, since = self._board.done, time.monotonic()
             elif time.monotonic() - since > STUCK_S:
@@ -274,6 +291,7 @@ class Demo:
             _count("lines", together.lines, alone.lines),
             _count("functions", together.functions, alone.functions),
             _count("files that do not parse", together.files - together.parsed, alone.files - alone.parsed),
+            *([] if self._redis is None else [_count("what happened to the Redis", len(self._redis.done), 3)]),
             Row("from hub to outcome", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms", {"p50_ms": p50, "p99_ms": p99}),
             Row("messages a second", f"{board.rate:,.0f}", round(board.rate)),
             Row("time", f"{board.seconds:.2f} s; one process alone {alone_s:.2f} s",

@@ -1,4 +1,4 @@
-"""An agent of the demo, in a process of its own: ``python -m lemegeton.cli.demo_agent HOME NAME``.
+"""An agent of the demo, in a process of its own: ``python -m lemegeton.cli.demo_agent HOME NAME [REDIS_URL LOCAL_REDIS]``.
 
 It leaves when the hub tells it to, at SIGTERM, and when its standard input ends, which is when the demo is gone.
 """
@@ -24,9 +24,10 @@ class Reader(BaseAgent):
         return list(look_into(assignment.payload["path"]))
 
 
-async def serve(home: str, name: str) -> None:
+async def serve(home: str, name: str, redis_url: str | None = None, local_redis: str | None = None) -> None:
     """Work until there is nobody to work for."""
-    agent = Reader(name, prefetch=PREFETCH, heartbeat=HEARTBEAT_S, home=home)
+    agent = Reader(name, prefetch=PREFETCH, heartbeat=HEARTBEAT_S, home=home, redis_url=redis_url,
+                   local_redis=local_redis)
     async with agent:
         loop = asyncio.get_running_loop()
         leaving: set[asyncio.Task[None]] = set()
@@ -40,4 +41,4 @@ async def serve(home: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(*sys.argv[1:3]))
+    asyncio.run(serve(*sys.argv[1:]))

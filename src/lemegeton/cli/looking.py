@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from lemegeton.cli.output import Options, flush, printable, put_line, run
 from lemegeton.cli.survey import Place, Survey, drop_place, open_existing, survey, surveyed_places
 from lemegeton.history import newest
 from lemegeton.message import Message
+
+if TYPE_CHECKING:
+    from lemegeton.cli.reaching import Relayed
 
 PAYLOAD_SHOWN = 200
 
@@ -42,10 +46,11 @@ def _told(message: Message) -> str:
 
     payload = to_json(message.payload).decode()
     shown = payload if len(payload) <= PAYLOAD_SHOWN else payload[:PAYLOAD_SHOWN] + "…"
-    return f"{_time(message.timestamp)}  {printable(f'{message.type:<11} {message.sender:<16} {shown}')}"
+    return f"{time_of(message.timestamp)}  {printable(f'{message.type:<11} {message.sender:<16} {shown}')}"
 
 
-def _time(unix_ms: int) -> str:
+def time_of(unix_ms: int) -> str:
+    """A stamp as people here read it."""
     try:
         at = datetime.fromtimestamp(unix_ms / 1000, UTC).astimezone()
     except (OverflowError, ValueError, OSError):
@@ -57,19 +62,25 @@ def _time(unix_ms: int) -> str:
 @click.pass_obj
 def status(options: Options) -> None:
     """Show what is in the home: channels, durable subscriptions and their backlog, origins, dead letters."""
-    found = run(_surveyed(options))
-    options.show(found.facts(), _report(found))
+    from dataclasses import asdict
+
+    found, redis = run(_surveyed(options))
+    facts = found.facts() if redis is None else {**found.facts(), "redis": asdict(redis)}
+    options.show(facts, _report(found, [] if redis is None else redis.lines()))
 
 
-async def _surveyed(options: Options) -> Survey:
+async def _surveyed(options: Options) -> tuple[Survey, Relayed | None]:
+    from lemegeton.cli.reaching import relayed
+
     site = await open_existing(options.home)
     try:
-        return await survey(site)
+        redis = await relayed(site)
+        return await survey(site, redis is not None and redis.up), redis
     finally:
         await site.aclose()
 
 
-def _report(found: Survey) -> str:
+def _report(found: Survey, redis: list[str]) -> str:
     channels = [f"{c.channel:<32} {c.records:>9} records  {_size(c.bytes):>10}  {c.lanes} lanes"
                 for c in found.channels]
     origins = [f"{origin:<48} {_holding(held)}" for origin, held in found.origins.items()]
@@ -78,16 +89,18 @@ def _report(found: Survey) -> str:
         f"home   {found.home}",
         f"site   {found.site or 'none here: the directory was copied, or is new; the next sender makes one'}",
         f"mode   {found.mode}",
+        *(f"redis  {line}" for line in redis),
         f"holds  {found.records} records, {_size(found.bytes)}",
-        *_section("channels", channels),
-        *_section("durable subscriptions", [_place(place) for place in found.subscriptions]),
-        *_section("origins", origins),
-        *_section("dead letters", dead),
+        *section("channels", channels),
+        *section("durable subscriptions", [_place(place) for place in found.subscriptions]),
+        *section("origins", origins),
+        *section("dead letters", dead),
     ]
     return "\n".join(map(printable, lines))
 
 
-def _section(title: str, lines: list[str]) -> list[str]:
+def section(title: str, lines: list[str]) -> list[str]:
+    """A title and what stands under it."""
     return [title, *(f"  {line}" for line in lines or ["none"])]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,6 +29,8 @@ VERBS = {
     "history": "looking",
     "status": "looking",
     "subs": "looking",
+    "bridge": "reaching",
+    "mode": "modes",
     "hub": "hubs",
     "agent": "hubs",
     "assign": "hubs",
@@ -58,7 +61,7 @@ def _with_globals(command: click.Command) -> click.Command:
         for part in command.commands.values():
             _with_globals(part)
     elif not any(parameter.name == "home" for parameter in command.params):
-        command.params += [_home(hidden=True), _json(hidden=True)]
+        command.params += [_home(hidden=True), _redis_url(hidden=True), _json(hidden=True)]
     return command
 
 
@@ -73,6 +76,18 @@ def _home(*, hidden: bool = False) -> click.Option:
         help="Directory that holds everything; without it LEMEGETON_HOME, else the nearest .lemegeton upwards.")
 
 
+def _redis_url(*, hidden: bool = False) -> click.Option:
+    return click.Option(
+        ["--redis-url"], metavar="URL", hidden=hidden, expose_value=False, callback=_set_redis_url,
+        help="The shared Redis; without it LEMEGETON_REDIS_URL.  A password is safer there than on a command line.")
+
+
+def _set_redis_url(_: click.Context, __: click.Parameter, value: str | None) -> None:
+    """Processes that a verb begins use it as well."""
+    if value:
+        os.environ["LEMEGETON_REDIS_URL"] = value
+
+
 def _json(*, hidden: bool = False) -> click.Option:
     return click.Option(
         ["--json"], is_flag=True, hidden=hidden, expose_value=False, callback=_set,
@@ -80,7 +95,7 @@ def _json(*, hidden: bool = False) -> click.Option:
 
 
 @click.command(
-    "lemegeton", cls=Verbs, params=[_home(), _json()], context_settings={"help_option_names": ["-h", "--help"]},
+    "lemegeton", cls=Verbs, params=[_home(), _redis_url(), _json()], context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 timed out, 130 interrupted.")
 @click.version_option(__version__, prog_name="lemegeton")
 def cli() -> None:

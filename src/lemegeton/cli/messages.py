@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
-from lemegeton.bus import MessageBus
+from lemegeton.bus import Ack, MessageBus
 from lemegeton.channels import check_channel
-from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run
+from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage
 from lemegeton.message import Message, MessagePriority, Receipt
@@ -46,8 +46,9 @@ def _priority(_: click.Context, __: click.Parameter, value: str) -> MessagePrior
               help="low, normal, high or critical, or 0 to 3.")
 @click.option("--id", metavar="ID", help="Id of the message; a second one with the same id is dropped by readers.")
 @click.option("--header", "headers", metavar="K=V", multiple=True, callback=_header, help="A header; may be repeated.")
-@click.option("--ack", type=click.Choice(["local", "disk", "handled"]), default="local", show_default=True,
-              help="Return when it survives kill -9 (local), a power cut (disk), or everybody has handled it.")
+@click.option("--ack", type=click.Choice(get_args(Ack)), default="local", show_default=True,
+              help="Return when it survives kill -9 (local) or a power cut (disk), when the shared Redis has it (redis, "
+                   "redis-disk), or everybody has handled it.")
 @click.option("--timeout", metavar="S", type=float, help="How long to wait for --ack; exit 3 when it passes.")
 @click.option("--name", metavar="NAME", default="cli", show_default=True, help="Name of the sender.")
 @click.pass_obj
@@ -62,6 +63,9 @@ def pub(options: Options, /, channel: str, payload: str, text: bool, name: str, 
         run(_publish_lines(options, bus, channel, text, fields))
     else:
         run(_publish_one(options, bus, channel, _value(payload, text), fields))
+    if not bus.relayed:
+        say("the shared Redis was not reached; the message is kept and goes as soon as any bus of this home, or "
+            "`lemegeton bridge`, reaches it")
 
 
 def _value(payload: str | bytes, text: bool) -> Any:

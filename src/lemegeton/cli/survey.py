@@ -67,13 +67,14 @@ async def open_existing(home: str | None) -> FileSite:
     return await open_site("cli-look", None, {"home": home}, lambda _: None, 0.0, create=False)
 
 
-async def survey(site: FileSite) -> Survey:
+async def survey(site: FileSite, redis_answers: bool = False) -> Survey:
     """Look at everything once."""
     spans = await _spans(site)
+    mode = CoordinationMode.DISTRIBUTED if redis_answers else CoordinationMode.ISOLATED
     channels = [_channel(site, channel, lanes) for channel, lanes in sorted(spans.items())]
     return Survey(
         home=site.home.path, site="" if site.home.site == NO_SITE else site.home.site,
-        mode=CoordinationMode.ISOLATED.value, records=sum(c.records for c in channels),
+        mode=mode.value, records=sum(c.records for c in channels),
         bytes=sum(c.bytes for c in channels), channels=channels, subscriptions=places(site, spans),
         origins=_origins(site),
         dead_letters={c.channel: c.records for c in channels if c.channel.startswith(DEAD_LETTER) and c.records})

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from lemegeton.lane import Lane
 
@@ -32,7 +33,7 @@ Ring = Callable[[str, Lane | None], None]
 """``ring(channel, lane)``: something may be new in this lane, or (None) anywhere in the channel."""
 
 
-class Position(NamedTuple):
+class Position(msgspec.Struct, frozen=True):
     """Where a record lies: its lane and its sequence, from 1."""
 
     lane: Lane
@@ -40,10 +41,13 @@ class Position(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The sequences a lane can supply, both inclusive; ``last < first`` when it holds none."""
+    """The sequences a lane can supply, both inclusive; ``last < first`` when it holds none.
+
+    ``contact`` is what it had when this log first saw it; 0 where that was before there could be a reader."""
 
     first: int
     last: int
+    contact: int = 0
 
 
 class Damage(NamedTuple):
@@ -52,11 +56,31 @@ class Damage(NamedTuple):
     cause: str
 
 
-class Batch(NamedTuple):
-    """What `Log.read` found: wire JSON of records (or damage) in order, and the cursor behind them."""
+SKIP, GONE = "skip", "gone"
 
-    records: Sequence[bytes | Damage]
+
+class Marker(NamedTuple):
+    """Stands for the records ``first`` to ``through``: `SKIP`, they expired unsent; `GONE`, no log has them any more.
+
+    A reader takes the part above what it has settled, so two that overlap do no harm."""
+
+    kind: str
+    first: int
+    through: int
+
+
+Found = bytes | Damage | Marker
+"""What lies in the place of a record: its wire JSON, usually."""
+
+
+class Batch(NamedTuple):
+    """What `Log.read` found, in order, and the cursor behind it.
+
+    ``more`` is false if there was nothing behind them that this log knows of; what comes later rings."""
+
+    records: Sequence[Found]
     cursor: Cursor
+    more: bool = True
 
 
 class Log(Protocol):
@@ -77,6 +101,12 @@ class Log(Protocol):
         after it does not withdraw the record."""
         ...
 
+    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
+        """`append`, not as far as the disk, where that takes one step; None where it has to wait: then nothing was done.
+
+        A coroutine less is a fortieth of a publish."""
+        ...
+
     async def channels(self) -> Sequence[str]:
         """The channels that have lanes."""
         ...
@@ -86,6 +116,11 @@ class Log(Protocol):
         ...
 
     async def span(self, lane: Lane) -> Span: ...
+
+    async def of_earlier_boot(self, lane: Lane) -> bool:
+        """True if the lane was, or may have been, written before the machine was started last: it never grows again,
+        and marks of it may have been lost."""
+        ...
 
     async def seek(self, lane: Lane, after: int) -> Cursor:
         """The cursor behind sequence ``after``; `PositionLost` if the record behind it is gone."""
@@ -99,23 +134,48 @@ class Log(Protocol):
         """Records up to ``through`` are not needed any more."""
         ...
 
-    def listen(self, channel: str | None, ring: Ring) -> Callable[[], None]:
-        """Ring for news in a channel (None: for channels that are new); returns what ends it.  Only a hint."""
+    async def ended(self, lane: Lane, later: Lane, settled: int) -> bool:
+        """True if no record of ``lane`` behind ``settled`` will ever come.
+
+        Asked with ``later``, a later incarnation that was there before a read of ``lane`` found nothing more."""
+        ...
+
+    def is_near(self, lane: Lane) -> bool:
+        """True if the lane is read from where its sender writes, so that no other branch of it was ever read here."""
+        ...
+
+    async def vanished(self, lane: Lane) -> bool:
+        """True if the lane is not there and never will be again: its marks can go."""
+        ...
+
+    def listen(self, channel: str, ring: Ring) -> Callable[[], None]:
+        """Ring for news in a channel; returns what ends it.  Only a hint."""
+        ...
+
+    def listen_new(self, globs: Sequence[str], ring: Ring) -> Callable[[], None]:
+        """Ring for channels that are new and may match one of the globs (also for others; an empty name is any)."""
         ...
 
     async def aclose(self) -> None: ...
 
 
 class Mark(NamedTuple):
-    """What a replica has of a lane: its last sequence (0: nothing) and the checksum of that record."""
+    """What a replica has of a lane: its last sequence (0: nothing) and the checksum of that record (0: of a marker)."""
 
     seq: int
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A replica's answer: the mark it has now, and whether it could not take the records because some are missing."""
+class Item(NamedTuple):
+    """What a replica is offered: a record's wire JSON, or a marker; it stands for ``seq`` to ``through``."""
+
+    seq: int
+    through: int
+    record: bytes | Marker
+
+
+class Answer(NamedTuple):
+    """A replica's answer: the mark it has now, and whether it could not take the items because some are missing."""
 
     mark: Mark
     gap: bool = False
@@ -124,14 +184,13 @@ class Answer:
 class Replica(Protocol):
     """Where the relay copies lanes to: it takes only the next sequence, so whatever it forgets shows itself."""
 
-    async def accept(self, lane: Lane, first: int, records: Sequence[bytes], *, base: bool = False) -> Answer:
-        """Take consecutive records beginning with sequence ``first``.
+    async def accept(self, lane: Lane, items: Sequence[Item], *, base: bool = False, told: int = 0) -> Answer:
+        """Take consecutive items; with none it only answers its mark.
 
-        Those at or below the mark are skipped with success; a ``first`` above the next is a gap, unless it is the
-        ``base``, the oldest that there is.  An exception means that they may have been taken."""
+        Those at or below the mark are skipped with success; a first one above the next is a gap, unless it is the
+        ``base``, the oldest that there is.  What is above ``told`` is also published, to those who only listen.
+        `LogError` that is not definite means that they may have been taken."""
         ...
-
-    async def mark(self, lane: Lane) -> Mark: ...
 
 
 async def read_wait(log: Log, lane: Lane, cursor: Cursor, wait_s: float, poll_s: float = 0.02) -> Batch:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
+from zlib import crc32
 
+from lemegeton.codec import head_of
 from lemegeton.config import Settings
 from lemegeton.errors import BusClosed, LogError
 from lemegeton.events import DoorbellLost, LaneStalled, Observer
 from lemegeton.home import Home
-from lemegeton.lane import Lane
+from lemegeton.lane import Lane, branch_id, made_id
 from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Position, Ring, Span
 from lemegeton.logs.dropin import DropIn
-from lemegeton.logs.origin import Origin, take_origin
+from lemegeton.logs.origin import Origin, of_this_boot, take_origin
 from lemegeton.logs.reader import Reader
 from lemegeton.logs.room import Room
-from lemegeton.logs.segments import SegmentFiles
+from lemegeton.logs.segments import SegmentFiles, log_error
 from lemegeton.logs.sync import Syncer
-from lemegeton.logs.writer import YIELD_EVERY, Writer, log_error
+from lemegeton.logs.writer import YIELD_EVERY, Writer
 from lemegeton.seams import Doorbell, Runtime
-from lemegeton.segment import LINE_OVERHEAD, SUFFIX, parse_segment_name
+from lemegeton.segment import LINE_OVERHEAD, SUFFIX, Framer, parse_segment_name
 
 ORIGIN_POLL_S = 0.02
 OPEN_FILES = 256
@@ -60,6 +62,8 @@ class FileLog:
         self._dropin = DropIn(runtime, home, settings.max_message_bytes, observe)
         self._closed = False
         self._silent = False
+        self.appended: Callable[[Lane], None] | None = None
+        """Called with the lane of every record that was written."""
         self.room = Room(settings.disk_limit, settings.publish_timeout if settings.on_full == "wait" else 0.0, observe)
 
     def _check_open(self) -> None:
@@ -68,27 +72,38 @@ class FileLog:
 
     # ------------------------------------------------------------------------------------------ writing
 
+    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
+        writer, room = self._writer, self.room
+        if (writer is None or writer.unbroken >= YIELD_EVERY or self._queued or room.queued or room.used >= room.limit
+                or self._closed or len(body) > self._settings.max_message_bytes):
+            return None
+        return self._append_now(writer, channel, body, priority, made)
+
+    def _append_now(self, writer: Writer, channel: str, body: bytes, priority: int, made: bool) -> Position | None:
+        position = writer.append_now(channel, body, priority, made)
+        if position is not None and self.appended is not None:
+            self.appended(position.lane)
+        return position
+
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False
     ) -> Position:
         writer, room = self._writer, self.room
+        if writer is not None and writer.unbroken >= YIELD_EVERY:
+            writer.unbroken = 0
+            await asyncio.sleep(0)
         if writer is None or self._queued or room.queued or room.used >= room.limit or self._closed:
             writer = await self._admit()
         if len(body) > self._settings.max_message_bytes:
             raise LogError(f"file log: append to {channel}: {len(body)} bytes, at most "
                            f"{self._settings.max_message_bytes} (max_message_bytes) are allowed")
-        if not disk:
-            position = writer.append_now(channel, body, priority, made)
-            if position is None:
-                return await writer.append(channel, body, priority, made)
-            if writer.unbroken >= YIELD_EVERY:
-                writer.unbroken = 0
-                await asyncio.sleep(0)
+        if not disk and (position := self._append_now(writer, channel, body, priority, made)) is not None:
             return position
-        lane_writer, entry = await writer.append_landed(channel, body, priority, made)
-        assert self._syncer is not None, "there is a syncer where there is a writer"
-        assert entry.segment is not None, "a written record lies in a segment"
-        await self._syncer.reach(lane_writer, entry.segment)
+        entry = writer.enter(channel, body, priority, made, disk)
+        assert entry.done is not None, "there is something to wait for where somebody waits"
+        await entry.done
+        if entry.error is not None:
+            raise entry.error
         return Position(entry.lane, entry.seq)
 
     async def _admit(self) -> Writer:
@@ -124,9 +139,20 @@ class FileLog:
     def _start_writer(self, origin: Origin) -> None:
         fs, settings = self._runtime.fs, self._settings
         files = SegmentFiles(fs, self._home, self._runtime.uid, settings.open_files or OPEN_FILES)
+        files.created = self._on_created
         self._writer = Writer(fs, files, origin, self.room, self._observe, segment_bytes=settings.segment_bytes,
                               line_bytes_max=self._line_bytes_max)
+        self._writer.grouped = self._on_grouped
         self._syncer = Syncer(self._runtime, files, self._writer)
+
+    def _on_created(self, channel: str) -> None:
+        """Whoever copies what we write has no doorbell for it: a segment is known to the reader before anything is in it."""
+        if self.appended is not None:
+            self._reader.look(channel)
+
+    def _on_grouped(self, lane: Lane) -> None:
+        if self.appended is not None:
+            self.appended(lane)
 
     async def _take_origin(self) -> Origin:
         deadline = asyncio.get_running_loop().time() + self._origin_wait_s
@@ -145,6 +171,35 @@ class FileLog:
     def origin(self) -> str | None:
         """The name of the origin this log writes, once it has written."""
         return None if self._writer is None else self._writer.origin
+
+    def own_lanes(self) -> list[Lane]:
+        """The lanes this log has written to."""
+        return [] if self._writer is None else self._writer.lanes
+
+    async def begin_again(self, lane: Lane, cause: str, common: int = 0) -> None:
+        """A lane of ours that somebody else grew from the same point goes on in a new incarnation.
+
+        What it still holds is in it again, so that readers drop what they have settled: under its ids up to ``common``,
+        the last record of before the fork, and under ids that no other branch has behind it."""
+        if self._writer is None or lane not in self._writer.lanes:
+            return
+        bodies: list[bytes] = []
+        self._reader.look(lane.channel)
+        span = self._reader.span(lane)
+        cursor = self._reader.seek(lane, span.first - 1)
+        framer = Framer(lane)
+        while (batch := self._reader.read(lane, cursor)).records:
+            cursor = batch.cursor
+            for record in batch.records:
+                if isinstance(record, bytes) and (seq := head_of(record).seq):
+                    bodies.append(framer.body(record if seq <= common else _on_branch(lane, seq, record), seq))
+        try:
+            self._writer.begin_again(lane.channel, lane.priority, bodies, cause)
+        except OSError as error:
+            raise log_error(f"beginning {lane} again", error) from error
+        if self.appended is not None:
+            for own in self._writer.lanes:
+                self.appended(own)
 
     def upkeep(self) -> None:
         """Once a second: find out whether somebody removed what is being written to; make room if there is none."""
@@ -185,13 +240,26 @@ class FileLog:
         self._check_open()
         return self._reader.span(lane)
 
+    async def of_earlier_boot(self, lane: Lane) -> bool:
+        self._check_open()
+        return not of_this_boot(self._runtime, self._home, lane.origin, lane.inc)
+
     async def seek(self, lane: Lane, after: int) -> Cursor:
         self._check_open()
         return self._reader.seek(lane, after)
 
     async def read(self, lane: Lane, cursor: Cursor, limit: int = READ_BYTES) -> Batch:
         self._check_open()
-        return self._reader.read(lane, cursor, limit)
+        batch = self._reader.read(lane, cursor, limit)
+        if not batch.records and self._has_unread_segment(lane):
+            self._reader.look(lane.channel)
+            batch = self._reader.read(lane, cursor, limit)
+        return batch
+
+    def _has_unread_segment(self, lane: Lane) -> bool:
+        """True if we write this lane to a segment that the reader does not know of: no doorbell tells us of ourselves."""
+        name = parse_segment_name(self._writer.segment_of(lane)) if self._writer is not None else None
+        return name is not None and name.first not in self._reader.segments(lane)[-1:]
 
     async def trim(self, lane: Lane, through: int) -> None:
         """Remove the segments that hold nothing above ``through``; the last one of a lane always stays."""
@@ -216,7 +284,23 @@ class FileLog:
         """True while doorbells work."""
         return self._doorbell is not None and self._doorbell.working
 
-    def listen(self, channel: str | None, ring: Ring) -> Callable[[], None]:
+    async def ended(self, lane: Lane, later: Lane, settled: int) -> bool:
+        """True: its writer, and nobody else ever, went on in the later one."""
+        return True
+
+    def is_near(self, lane: Lane) -> bool:
+        return True
+
+    async def vanished(self, lane: Lane) -> bool:
+        return lane not in await self.lanes(lane.channel)
+
+    def listen(self, channel: str, ring: Ring) -> Callable[[], None]:
+        return self._listen(channel, ring)
+
+    def listen_new(self, globs: Sequence[str], ring: Ring) -> Callable[[], None]:
+        return self._listen(None, ring)
+
+    def _listen(self, channel: str | None, ring: Ring) -> Callable[[], None]:
         self._check_open()
         if self._doorbell is None:
             self._doorbell = self._runtime.doorbell()
@@ -234,7 +318,7 @@ class FileLog:
             path = self._reader.directory(channel)
             with suppress(OSError):  # not makeable now: polling finds it when it appears
                 SegmentFiles(self._runtime.fs, self._home, self._runtime.uid, 1).make_directory(channel)
-            self._doorbell.watch(path, lambda name, created: self._on_file(channel, name, created))
+            self._doorbell.watch(path, partial(self._on_file, channel))
         if self._silent == self._doorbell.working:
             self._silent = not self._doorbell.working
             if self._silent:
@@ -274,6 +358,15 @@ class FileLog:
         if self._doorbell is not None:
             self._doorbell.close()
         self._reader.close()
+
+
+def _on_branch(lane: Lane, seq: int, record: bytes) -> bytes:
+    """A record whose id, if it was made, names its branch as well as its position."""
+    made = made_id(lane, seq)
+    begin = b'{"id":"%b"' % made.encode()
+    if not record.startswith(begin):
+        return record
+    return b'{"id":"%b"%b' % (branch_id(made, crc32(record)).encode(), record[len(begin):])
 
 
 @lru_cache(maxsize=4096)

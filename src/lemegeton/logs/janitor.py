@@ -15,14 +15,16 @@ from lemegeton.channels import compile_glob
 from lemegeton.checkpoint import CheckpointView, Header, checkpoint_names, forget, held
 from lemegeton.config import Settings
 from lemegeton.events import Observer, SubscriptionExpired
-from lemegeton.home import Home
+from lemegeton.home import Home, read_file
 from lemegeton.lane import Chain, Lane, chain_of
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.reader import Reader
 from lemegeton.retention import Holder, Plan, Policy, SegmentInfo, plan
 from lemegeton.seams import Runtime
-from lemegeton.segment import LINE_OVERHEAD
+from lemegeton.segment import LINE_OVERHEAD, NUMBER_MAX
+from lemegeton.sharing import STATE_FILE, RemoteState, decode_state
 
+UNRELAYED = "the shared Redis, which has not taken it yet"
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _RECORD = 512
 
@@ -65,6 +67,14 @@ class Holders:
         found = ((name, view.header()) for name, view in sorted(self._views.items()))
         return {name: header for name, header in found if header is not None}
 
+    def durable(self) -> list[tuple[str, Header, dict[Lane, int]]]:
+        """Name, header and settled sequences of every subscription of the last look."""
+        return [(header.name, header, self._views[file].all_settled()) for file, header in self.headers().items()]
+
+    def names(self) -> set[str]:
+        """The names of the last look."""
+        return {header.name for header in self.headers().values()}
+
     def close(self) -> None:
         """Let all checkpoints go."""
         for view in self._views.values():
@@ -83,8 +93,9 @@ class Janitor:
         self._abandoned_ms = round(settings.abandoned_after * 1000)
         self._policy = Policy(
             settings.disk_budget, round(settings.message_max_age * 1000), round(settings.dead_letter_max_age * 1000),
-            settings.delete_processed_messages,
+            settings.delete_processed_messages, settings.disk_limit,
         )
+        self._relays = settings.redis_url is not None and settings.persist_messages
         self._fd = -1
         self._holds = False
         self._holders = Holders(runtime, home)
@@ -101,10 +112,19 @@ class Janitor:
             return counted
         holders = self._holders.refresh()
         self._expire_subscriptions()
-        decided = plan(self._segments(), holders, self._runtime.wall_ms(), self._policy)
+        elsewhere, relayed = self._elsewhere() if self._relays else ([], None)
+        decided = plan(self._segments(), [*holders, *elsewhere], self._runtime.wall_ms(), self._policy, relayed)
         self._remove(decided)
         self._fs.pwrite(self._fd, _format(decided), 0)
         return decided.used, decided.holder
+
+    def _elsewhere(self) -> tuple[list[Holder], Holder]:
+        """The subscriptions of other sites and the shared Redis, as the site's bridge saw them last."""
+        state = RemoteState()
+        with suppress(FileNotFoundError):
+            state = decode_state(read_file(self._fs, f"{self._home.path}/{STATE_FILE}", self._runtime.uid))
+        return state.as_holders(), Holder(UNRELAYED, lambda _: True, lambda lane: (
+            state.accepted(lane) if site_of(lane.origin) == self._home.site else NUMBER_MAX))
 
     def counted(self) -> tuple[int, str] | None:
         """What the last janitor of this site counted."""

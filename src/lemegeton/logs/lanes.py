@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+
+import msgspec
 
 from lemegeton.errors import LogError
 from lemegeton.lane import Lane
-from lemegeton.logs.segments import Segment
+from lemegeton.logs.segments import Segment, sequence_of
+from lemegeton.seams import Fs
 from lemegeton.segment import Framer
 
 
-class Entry:
-    """A record on its way into a write.  Afterwards it has either the ``segment`` it lies in or an ``error``."""
+class Entry(msgspec.Struct, eq=False):
+    """A record on its way into a write.  Afterwards it has either the ``segment`` it lies in or an ``error``.
 
-    __slots__ = ("body", "done", "error", "lane", "line", "made", "segment", "seq")
+    ``done`` is what its sender waits for: that it is written or, with ``disk``, that it is on disk."""
 
-    def __init__(self, body: bytes, made: bool, lane: Lane, seq: int, line: bytes) -> None:
-        self.body = body
-        self.made = made
-        self.lane = lane
-        self.seq = seq
-        self.line = line
-        self.segment: Segment | None = None
-        self.error: LogError | None = None
-        self.done: asyncio.Future[None] | None = None
+    body: bytes
+    made: bool
+    lane: Lane
+    seq: int
+    line: bytes
+    disk: bool = False
+    segment: Segment | None = None
+    error: LogError | None = None
+    done: asyncio.Future[None] | None = None
+
+
+def answer(entries: Iterable[Entry], error: LogError | None = None) -> None:
+    """Wake the senders of entries; ``error`` is of those that are written and did not get further."""
+    for entry in entries:
+        done = entry.done
+        if done is not None and not done.done():
+            if error is not None:
+                entry.error = error
+            done.set_result(None)
 
 
 class LaneWriter:
     """One lane that is written to: its current segment (None: a new one is due) and the next sequence.
 
     ``checked`` and ``checked_size`` are the next sequence and the size when the segment was last seen under its name.
+    ``after`` is what the first record of an incarnation says of the one before it, as JSON.
     """
 
-    __slots__ = ("checked", "checked_size", "framer", "lane", "next", "segment")
+    __slots__ = ("after", "checked", "checked_size", "framer", "lane", "next", "segment")
 
-    def __init__(self, lane: Lane, following: int, segment: Segment | None) -> None:
+    def __init__(self, lane: Lane, following: int, segment: Segment | None, after: bytes = b"") -> None:
         self.segment = segment
+        self.after = after
         self.begin(lane, following)
         self.checked_size = segment.size if segment is not None else 0
 
@@ -45,3 +61,14 @@ class LaneWriter:
         self.framer = Framer(lane)
         self.next = self.checked = following
         self.checked_size = 0
+
+
+def records_since(fs: Fs, writer: LaneWriter, segment: Segment) -> list[Entry]:
+    """The records since the last check, read from the descriptor: a removed file lives as long as that is open."""
+    data = fs.pread(segment.fd, segment.size - writer.checked_size, writer.checked_size)
+    entries: list[Entry] = []
+    for line in data.split(b"\n")[:-1]:
+        seq = sequence_of(line, writer.lane)  # not counted: lines may be damaged, or be there a second time
+        if seq is not None and seq >= writer.checked:
+            entries.append(Entry(writer.framer.body(line[9:], seq), False, writer.lane, seq, b""))
+    return entries

@@ -7,7 +7,7 @@ from zlib import crc32
 
 from lemegeton.errors import BusClosed, LogError, PositionLost
 from lemegeton.lane import Lane
-from lemegeton.logs.base import READ_BYTES, Answer, Batch, Cursor, Mark, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Answer, Batch, Cursor, Found, Item, Mark, Marker, Position, Ring, Span
 from lemegeton.segment import Framer, parse_line
 
 
@@ -39,7 +39,7 @@ class MemoryLane:
 
     def __init__(self) -> None:
         self.first = 1
-        self.records: list[bytes] = []
+        self.records: list[bytes | Marker] = []
 
     @property
     def span(self) -> Span:
@@ -62,6 +62,9 @@ class MemoryLog:
     def _check_open(self) -> None:
         if self._closed:
             raise BusClosed("memory log: used after aclose")
+
+    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
+        return None
 
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False
@@ -99,6 +102,10 @@ class MemoryLog:
     async def span(self, lane: Lane) -> Span:
         return self._lane(lane).span
 
+    async def of_earlier_boot(self, lane: Lane) -> bool:
+        self._check_open()
+        return False
+
     async def seek(self, lane: Lane, after: int) -> Cursor:
         kept = self._lane(lane)
         if after + 1 < kept.first:
@@ -110,7 +117,7 @@ class MemoryLog:
         at = cursor[0]
         if at + 1 < kept.first:
             raise PositionLost(f"memory log: {lane}: record {at + 1} is gone", first=kept.first, last=kept.span.last)
-        found: list[bytes] = []
+        found: list[Found] = []
         size = 0
         for record in kept.records[at + 1 - kept.first :]:
             size += len(record)
@@ -126,7 +133,22 @@ class MemoryLog:
             del kept.records[:gone]
             kept.first += gone
 
-    def listen(self, channel: str | None, ring: Ring) -> Callable[[], None]:
+    async def ended(self, lane: Lane, later: Lane, settled: int) -> bool:
+        return True
+
+    def is_near(self, lane: Lane) -> bool:
+        return True
+
+    async def vanished(self, lane: Lane) -> bool:
+        return lane not in self._store.lanes
+
+    def listen(self, channel: str, ring: Ring) -> Callable[[], None]:
+        return self._listen(channel, ring)
+
+    def listen_new(self, globs: Sequence[str], ring: Ring) -> Callable[[], None]:
+        return self._listen(None, ring)
+
+    def _listen(self, channel: str | None, ring: Ring) -> Callable[[], None]:
         self._check_open()
         entry = (channel, ring)
         self._store.rings.append(entry)
@@ -141,22 +163,29 @@ class MemoryReplica:
 
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.store = store if store is not None else MemoryStore()
+        self.published: list[bytes] = []
 
-    async def mark(self, lane: Lane) -> Mark:
+    def mark(self, lane: Lane) -> Mark:
+        """What it has of a lane."""
         kept = self.store.lanes.get(lane)
         if kept is None or not kept.records:
             return Mark(0, 0)
-        return Mark(kept.span.last, crc32(kept.records[-1]))
+        last = kept.records[-1]
+        return Mark(kept.span.last, crc32(last) if isinstance(last, bytes) else 0)
 
-    async def accept(self, lane: Lane, first: int, records: Sequence[bytes], *, base: bool = False) -> Answer:
-        mark = await self.mark(lane)
-        if first > mark.seq + 1 and not base:
+    async def accept(self, lane: Lane, items: Sequence[Item], *, base: bool = False, told: int = 0) -> Answer:
+        mark = self.mark(lane)
+        new = [item for item in items if item.through > mark.seq]
+        if not new:
+            return Answer(mark)
+        if new[0].seq > mark.seq + 1 and not base:
             return Answer(mark, gap=True)
         kept = self.store.lane(lane)
-        if first > mark.seq + 1:
-            kept.first, kept.records = first, []
-        kept.records.extend(records[max(0, mark.seq + 1 - first) :])
+        if new[0].seq > mark.seq + 1:
+            kept.first, kept.records = new[0].seq, []
+        for item in new:
+            kept.records.extend([item.record] * (item.through - kept.span.last))
+            if isinstance(item.record, bytes) and item.seq > told:
+                self.published.append(item.record)
         self.store.ring(lane.channel, lane)
-        return Answer(await self.mark(lane))
-
-
+        return Answer(self.mark(lane))

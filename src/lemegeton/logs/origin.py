@@ -25,6 +25,7 @@ from lemegeton.seams import Fs, Runtime
 ORIGINS_MAX = 10_000
 _SLOT = 128
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NONE_CONTINUABLE = 2**62
 
 
@@ -65,8 +66,8 @@ class Origin:
         line = (b"%08x %b\n" % (crc32(text), text)).ljust(_SLOT)
         store(self._fs, self._fd, line, version % 2 * _SLOT)
         self._fs.fsync(self._fd)
-        if version == 1:
-            sync_directory(self._fs, self._directory)
+        # Every time: whoever made the file may have died, or met an error, before its name was on disk.
+        sync_directory(self._fs, self._directory)
         self._inc, self._floor, self._version = inc, floor, version
         return inc
 
@@ -110,6 +111,22 @@ def try_origin(runtime: Runtime, home: Home, origin: str) -> Origin | None:
         raise
     fs.close(fd)
     return None
+
+
+def of_this_boot(runtime: Runtime, home: Home, origin: str, inc: int) -> bool:
+    """True if this incarnation is known to have begun since the machine was started; asked without holding the origin."""
+    fs = runtime.fs
+    path = f"{home.origins}/{origin}.lock"
+    try:
+        fd = fs.open(path, _READ)
+    except FileNotFoundError:
+        return False
+    try:
+        check_file(fs, fd, path, runtime.uid)
+        state = _read_state(fs, fd)
+    finally:
+        fs.close(fd)
+    return state is not None and state.boot_id == runtime.boot_id and state.floor < inc <= state.inc
 
 
 def _read_state(fs: Fs, fd: int) -> _State | None:

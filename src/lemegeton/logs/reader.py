@@ -148,7 +148,9 @@ class Reader:
                 if end < 0 and len(data) == limit:
                     data, end = self._long_line(fd, offset)
                 if end >= 0:
-                    return Batch(_records(data[:end]), (first, offset + end + 1))
+                    records = [parse_line(line) or _BAD_LINE for line in data[:end].split(b"\n")]
+                    more = len(data) >= limit or first not in self._view(lane.channel).get(lane, ())[-1:]
+                    return Batch(records, (first, offset + end + 1), more)
                 later = self._later(lane, first)
                 if later is None:
                     if data and self._superseded(lane):
@@ -200,27 +202,36 @@ class Reader:
     # ------------------------------------------------------------------------------------------ places
 
     def span(self, lane: Lane) -> Span:
-        """What a lane can supply, looked up in its first and last segments."""
+        """What a lane can supply, looked up in its first and last segments.
+
+        ``last`` is that of a right line: bad ones behind may be damaged records, or bytes that never had a number, and
+        the next record may come with a number that counting them has used up."""
         self.look(lane.channel)
         firsts = self.segments(lane)
         if not firsts:
             return Span(1, 0)
-        return Span(firsts[0], self.last(lane))
+        return Span(firsts[0], self._last(lane, count_bad=False))
 
     def last(self, lane: Lane) -> int:
-        """The last sequence of a lane, by its segments at the last look."""
+        """The last sequence that a lane may have had, by its segments at the last look: bad lines at the end count."""
+        return self._last(lane, count_bad=True)
+
+    def _last(self, lane: Lane, *, count_bad: bool) -> int:
+        """A segment may end below the numbers before it: with what was written again after a failed sync."""
         firsts = self.segments(lane)
+        last = firsts[0] - 1
         for first in reversed(firsts):
             try:
-                found = self._last_in(lane, first)
+                right, bad = self._last_in(lane, first)
             except FileNotFoundError:
                 continue
-            if found is not None:
-                return found
-        return firsts[0] - 1
+            last = max(last, (right or first - 1) + bad if count_bad and right + bad else right)
+            if last >= first - 1:
+                break
+        return last
 
-    def _last_in(self, lane: Lane, first: int) -> int | None:
-        """The last sequence in a segment: that of its last right line, and the bad complete lines behind count."""
+    def _last_in(self, lane: Lane, first: int) -> tuple[int, int]:
+        """The sequence of the last right line of a segment (0 if it has none), and how many bad lines lie behind."""
         fd = self._fd(lane, first)
         size = self._fs.fstat(fd).st_size
         for tail in (TAIL_BYTES, SCAN_BYTES, self._line_bytes_max, size):
@@ -229,10 +240,10 @@ class Reader:
             for bad, line in enumerate(reversed(lines if tail >= size else lines[1:])):
                 seq = sequence_of(line, lane)
                 if seq is not None:
-                    return seq + bad
+                    return seq, bad
             if tail >= size:
-                return first + len(lines) - 1 if lines else None
-        return None
+                break
+        return 0, len(lines)
 
     def seek(self, lane: Lane, after: int) -> Cursor:
         """The cursor behind ``after``; `PositionLost` if the record behind it is gone."""
@@ -297,7 +308,3 @@ class Reader:
                 if seq is not None and seq >= wanted:
                     return offset
                 offset += len(line) + 1
-
-
-def _records(data: bytes) -> list[bytes | Damage]:
-    return [parse_line(line) or _BAD_LINE for line in data.split(b"\n")]

@@ -11,31 +11,40 @@
     channels                                 set of all channels;  subscriptions  hash: subscription@site → patterns, seen
 
 A field is text where the wire JSON has text under that name (`TEXTS`), and JSON text otherwise; their order is that of the
-wire, so a record comes back byte for byte.  A *marker* is an entry that stands for records: ``type`` `skip` (expired, not
-sent) or `gone` (its log does not have them any more), from ``seq`` to ``through``.
+wire, so a record comes back byte for byte.  ``to`` is always there, empty if nobody is named.  A *marker* is an entry that
+stands for records: ``type`` `skip` (expired, not sent) or `gone` (its log does not have them any more), from ``seq`` to
+``through``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
+from lemegeton.codec import Head, head_of
 from lemegeton.errors import InvalidMessage
 from lemegeton.lane import Lane
+from lemegeton.logs.base import GONE, SKIP, Marker
+from lemegeton.segment import SUFFIX, SegmentName, parse_segment_name
 
 TEXTS = frozenset((b"id", b"type", b"from", b"to", b"correlationId", b"replyTo", b"origin"))
-SKIP, GONE = "skip", "gone"
 CONTROL = "system:lemegeton"
 """Where relays and readers ring each other: ``n channel`` (look at it), ``q site`` (it is asked to send again)."""
+
+FIELD_MAX = 256
+"""No lane has a longer name."""
+NUMBER_DIGITS = 16
+"""No sequence has more of them; the scripts know that as well."""
+SEQUENCE_END = 2**53
+"""From here on the numbers of a script are not exact any more."""
 
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
 _quoted = msgspec.json.Encoder().encode
-_MADE = re.compile(rb'[^"\\]*')
+QUOTE = ord('"')
 
 
 class Keys:
@@ -45,6 +54,7 @@ class Keys:
         self._prefix = f"{namespace}:" if namespace else ""
         self.channels = f"{self._prefix}channels"
         self.subscriptions = f"{self._prefix}subscriptions"
+        self.dataset = f"{self._prefix}coordination:dataset"
         self.mode = f"{self._prefix}coordination:mode"
         self.health = f"{self._prefix}coordination:redis_health"
         self.history = f"{self._prefix}coordination:history"
@@ -88,25 +98,13 @@ def lane_field(lane: Lane) -> str:
 @lru_cache(maxsize=4096)
 def lane_of(channel: str, field: str) -> Lane | None:
     """The lane that `lane_field` named; None for anything else."""
-    parts = field.split(".")
-    if len(parts) != 3 or not (parts[1].isascii() and parts[1].isdigit() and parts[2] in ("0", "1", "2", "3")):
-        return None
-    return Lane(channel, parts[0], int(parts[1]), int(parts[2]))
+    found = parse_segment_name(f"{field}.1{SUFFIX}") if len(field) < FIELD_MAX else None
+    return found and Lane(channel, found.origin, found.inc, found.priority)
 
 
-class Head(msgspec.Struct, frozen=True):
-    """Where a record says it belongs; a foreign one has no origin."""
-
-    origin: str = ""
-    inc: int = 0
-    seq: int = 0
-    priority: int = 1
-    type: str = ""
-    through: int = 0
-
-
-read_head = msgspec.json.Decoder(Head).decode
-"""The head of a wire JSON; everything else is passed over, which takes a third of decoding it."""
+def sequence_in(text: bytes) -> int | None:
+    """A sequence that somebody wrote down; None for anything else."""
+    return seq if text.isdigit() and len(text) <= NUMBER_DIGITS and (seq := int(text)) < SEQUENCE_END else None
 
 
 class Entry(NamedTuple):
@@ -122,32 +120,28 @@ def fields_of(wire: bytes) -> list[bytes | str]:
     """The fields of a record, each name followed by its value."""
     found = _raw_fields(wire)
     fields: list[bytes | str] = []
-    for name in ("id", "timestamp", "type", "from"):
-        fields += (name, _value(name, found[name]))
-    to = found.get("to")
-    fields += ("to", "" if to is None else _value("to", to), "payload", bytes(found["payload"]))
     for name, raw in found.items():
-        if name not in _FIRST:
-            fields += (name, _value(name, raw))
+        if name == "payload" and "to" not in found:
+            fields += ("to", "")  # the original's programs look for it
+        data = bytes(raw)
+        if name.encode() not in TEXTS:
+            fields += (name, data)
+        elif data != b"null":
+            fields += (name, _plain(data))
     return fields
 
 
-_FIRST = frozenset(("id", "timestamp", "type", "from", "to", "payload"))
+def _plain(data: bytes) -> bytes | str:
+    """The text that JSON quotes."""
+    return data[1:-1] if data.find(b"\\") < 0 and data[0] == QUOTE else _text(data)
 
 
-def _value(name: str, raw: msgspec.Raw) -> bytes | str:
-    data = bytes(raw)
-    if name.encode() not in TEXTS or data[:1] != b'"':
-        return data
-    return data[1:-1] if _MADE.fullmatch(data, 1, len(data) - 1) else _text(data)
-
-
-def marker_fields(kind: str, lane: Lane, seq: int, through: int, stamp_ms: int) -> list[bytes | str]:
+def marker_fields(marker: Marker, lane: Lane, stamp_ms: int) -> list[bytes | str]:
     """The fields of a marker."""
     return [
-        "id", f"{kind}:{lane.origin}:{seq}", "timestamp", str(stamp_ms), "type", kind, "from", lane.origin, "to", "",
-        "payload", "null", "priority", str(lane.priority), "origin", lane.origin, "inc", str(lane.inc), "seq", str(seq),
-        "through", str(through),
+        "id", f"{marker.kind}:{lane.origin}:{marker.first}", "timestamp", str(stamp_ms), "type", marker.kind,
+        "from", lane.origin, "to", "", "payload", "null", "priority", str(lane.priority), "origin", lane.origin,
+        "inc", str(lane.inc), "seq", str(marker.first), "through", str(marker.through),
     ]
 
 
@@ -168,11 +162,22 @@ def wire_of(fields: Iterable[bytes]) -> bytes:
 
 
 def entry_of(entry: Any) -> Entry:
-    """An entry as XRANGE answers it; `InvalidMessage` if it is no message."""
+    """An entry as XRANGE answers it; `InvalidMessage` if it is no message, or at a place that no record can have."""
     ident, fields = entry
     wire = wire_of(fields or ())
     try:
-        head = read_head(wire)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidMessage(f"entry {ident!r:.60}: not a message: {error}") from None
-    return Entry(ident, head, wire, max(head.seq, head.through if head.type in (SKIP, GONE) else 0))
+        head = head_of(wire)
+    except InvalidMessage as error:
+        raise InvalidMessage(f"entry {ident!r:.60}: {error}") from None
+    if not head.origin or not head.seq:
+        return Entry(ident, msgspec.structs.replace(head, origin="", inc=0, seq=0), wire, 0)
+    through = max(head.seq, head.through if head.type in (SKIP, GONE) else 0)
+    if not (0 < head.seq <= through < SEQUENCE_END and _is_lane(head.origin, head.inc, head.priority)):
+        raise InvalidMessage(f"entry {ident!r:.60}: no record can be at {head.origin!r:.80} {head.inc} {head.seq}")
+    return Entry(ident, head, wire, through)
+
+
+@lru_cache(maxsize=4096)
+def _is_lane(origin: str, inc: int, priority: int) -> bool:
+    """Whether a lane could be named so: what is in an entry goes into file names and marks."""
+    return parse_segment_name(str(SegmentName(origin, inc, priority, 1))) is not None

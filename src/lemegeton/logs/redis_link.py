@@ -15,7 +15,7 @@ from typing import Any
 
 from lemegeton.errors import InvalidSetting, LogError, RedisLost, RedisRefused
 from lemegeton.events import Observer, RedisDown, RedisUp
-from lemegeton.seams import Dial, Wire
+from lemegeton.seams import Dial, Packed, Wire
 
 CHECK_S = 1.0
 """How often both connections are asked whether they live."""
@@ -44,8 +44,7 @@ class Link:
         self.name = name
         self.up = False
         self.cause = "not tried yet"
-        self.tries = 0
-        """How many attempts to connect have ended, well or badly."""
+        self._tried = asyncio.Event()
         self._url = url
         self._dial = dial
         self._observe = observe
@@ -63,60 +62,76 @@ class Link:
     async def run(self) -> None:
         """Connect, stay connected, connect again, until `close`."""
         wait_s, longest_s = self.again_s
-        while not self._closing.is_set():
-            try:
-                await self._connect()
-            except (OSError, LogError, InvalidSetting) as error:
-                self._end(str(error))
-                self.tries += 1
+        try:
+            while not self._closing.is_set():
+                lasted = await self._once()
+                wait_s = self.again_s[0] if lasted else wait_s
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), wait_s)
                 wait_s = min(longest_s, wait_s * 2)
-                continue
-            self.tries += 1
-            wait_s = self.again_s[0]
-            self._change(True)
-            await self._watch()
-            self._change(False)
-        self._end("closed")
+        finally:
+            self._end("closed")
+
+    async def _once(self) -> bool:
+        """One connection, from its beginning to its end; false if it did not last for a check."""
+        try:
+            await self._connect()
+        except (OSError, LogError, InvalidSetting) as error:
+            self._end(str(error) or type(error).__name__)
+            self._tried.set()
+            return False
+        self._change(True)
+        self._tried.set()
+        checks = await self._watch()
+        self._change(False)
+        return checks > 1
 
     async def _connect(self) -> None:
         self._lost.clear()
-        self._commands = await self._dial(self._url, None, self._on_lost)
         self._hearing = await self._dial(self._url, self._on_heard, self._on_lost)
         if self._ears:
             self._hearing.send("SUBSCRIBE", *self._ears)
         if self._pattern_ears:
             self._hearing.send("PSUBSCRIBE", *self._pattern_ears)
-        async with asyncio.timeout(CHECK_S * CHECKS_MISSED_MAX):
-            await self._commands.call("PING")
+        self._commands = await self._dial(self._url, None, self._on_lost)
+        wait_s = CHECK_S * CHECKS_MISSED_MAX
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._commands.call("PING")
+        except TimeoutError:
+            raise OSError(f"redis ({self.name}): connected, but no answer within {wait_s} s") from None
+        if self._lost.is_set():  # what was refused to hear, was refused before this answer: it is no link
+            raise RedisLost(self.cause)
 
     def _on_lost(self, cause: str) -> None:
         self.cause = cause
         self._lost.set()
 
-    async def _watch(self) -> None:
-        """Return when it is lost or closed; a connection that does not answer is lost."""
-        missed = 0
+    async def _watch(self) -> int:
+        """Return when it is lost or closed, with the number of checks; a connection that is silent is lost."""
+        missed = checks = 0
         while not self._lost.is_set() and not self._closing.is_set():
             commands, hearing = self._commands, self._hearing
             assert commands is not None, "a link that is up has a connection for commands"
             assert hearing is not None, "and one that hears"
-            missed = missed + 1 if commands.unanswered or hearing.unanswered else 0
+            missed = missed + 1 if commands.silent or hearing.silent else 0
             if missed > CHECKS_MISSED_MAX:
                 self._on_lost(f"no answer for {missed} checks of {CHECK_S} s")
                 break
-            if not commands.unanswered:
+            checks += 1
+            if not commands.silent:
                 _unheard(commands.call("PING"))
-            hearing.send("PING")
+            if not hearing.silent:
+                hearing.send("PING")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), CHECK_S)
-        cause = self.cause
-        self._end(cause)
+        self._end(self.cause)
+        return checks
 
     def _change(self, up: bool) -> None:
         self.up = up
-        self._observe(RedisUp(self.name) if up else RedisDown(self.name, self.cause))
+        if not self._closing.is_set():
+            self._observe(RedisUp(self.name) if up else RedisDown(self.name, self.cause))
         for call in list(self._on_change):
             call(up)
 
@@ -128,8 +143,13 @@ class Link:
                 wire.close()
         self._commands = self._hearing = None
 
+    async def tried(self) -> None:
+        """Return when the first attempt to connect has ended, well or badly."""
+        await self._tried.wait()
+
     def close(self) -> None:
         """Have `run` return."""
+        self.cause = "closed"
         self._closing.set()
         self._lost.set()
 
@@ -140,20 +160,22 @@ class Link:
 
     # ------------------------------------------------------------------------------------------ asking
 
-    def call(self, *arguments: bytes | str | int) -> Awaitable[Any]:
+    def call(self, *arguments: bytes | str | int, packed: Packed | None = None) -> Awaitable[Any]:
         """Send a command now; `RedisLost` (definite: nothing was sent) while it is down."""
         if self._commands is None or not self.up:
             raise RedisLost(f"redis ({self.name}): {self.cause}", definite=True)
-        return self._commands.call(*arguments)
+        return self._commands.call(*arguments) if packed is None else self._commands.call(*arguments, packed=packed)
 
-    async def script(self, script: Script, keys: Sequence[str], *arguments: bytes | str | int) -> Any:
+    async def script(
+        self, script: Script, keys: Sequence[str], *arguments: bytes | str | int, packed: Packed | None = None
+    ) -> Any:
         """Run a script; a server that does not know it (it forgot, it is another one) is given its text."""
         try:
-            return await self.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return await self.call("EVALSHA", script.sha, len(keys), *keys, *arguments, packed=packed)
         except RedisRefused as error:
             if error.code != "NOSCRIPT":
                 raise
-        return await self.call("EVAL", script.text, len(keys), *keys, *arguments)
+        return await self.call("EVAL", script.text, len(keys), *keys, *arguments, packed=packed)
 
     # ------------------------------------------------------------------------------------------ hearing
 
@@ -181,6 +203,8 @@ class Link:
         return end
 
     def _on_heard(self, answer: Any) -> None:
+        if isinstance(answer, RedisRefused):  # it may not subscribe
+            self._on_lost(str(answer))
         if not isinstance(answer, list):
             return
         if answer[0] == b"message":

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from lemegeton.errors import LogError
 from lemegeton.home import sync_directory
-from lemegeton.logs.lanes import LaneWriter
+from lemegeton.logs.lanes import Entry, LaneWriter, answer
 from lemegeton.logs.segments import Segment, SegmentFiles
 from lemegeton.logs.writer import Writer
 from lemegeton.seams import Fs, Runtime
@@ -22,9 +24,11 @@ SYNCS_AT_ONCE = 4
 
 
 @dataclass(slots=True)
-class _Wait:
+class _Wanted:
+    """Who waits for a segment, and the lane it belongs to."""
+
     writer: LaneWriter
-    done: asyncio.Future[None]
+    entries: list[Entry]
 
 
 class Syncer:
@@ -35,43 +39,63 @@ class Syncer:
         self._blocking = runtime.blocking
         self._files = files
         self._writer = writer
-        self._wanted: dict[Segment, list[_Wait]] = {}
+        self._wanted: dict[Segment, _Wanted] = {}
         self._task: asyncio.Task[None] | None = None
+        writer.to_disk = self.reach
 
-    async def reach(self, writer: LaneWriter, segment: Segment) -> None:
-        """Return when all that was written to the segment is on disk; `LogError`, not definite, when that could not be had.
-
-        Cancelling it leaves the record in the log and the sync to the others."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wanted.setdefault(segment, []).append(_Wait(writer, done))
+    def reach(self, writer: LaneWriter, entries: list[Entry]) -> None:
+        """Wake the senders of written entries when these are on disk; with a `LogError`, not definite, when that could
+        not be had."""
+        for segment, of_segment in groupby(entries, attrgetter("segment")):
+            assert segment is not None, "a written record lies in a segment"
+            self._want(segment, writer, list(of_segment))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._rounds())
-        await done
+
+    def _want(self, segment: Segment, writer: LaneWriter, entries: list[Entry]) -> None:
+        """Whoever waits for a segment whose sync failed waits for the one that took its records."""
+        while segment.moved is not None:
+            segment = segment.moved
+        wanted = self._wanted.get(segment)
+        if wanted is None:
+            self._wanted[segment] = _Wanted(writer, entries)
+        else:
+            wanted.entries.extend(entries)
 
     async def _rounds(self) -> None:
         """Sync until nobody waits; `aclose` waits for it."""
         while self._wanted:
-            wanted, self._wanted = self._wanted, {}
-            todo = list(_where_they_lie(wanted).items())
+            todo = list(self._take().items())
+            if len(todo) == 1:  # the usual case, without a task
+                await self._serve(*todo[0])
+                continue
             for at in range(0, len(todo), SYNCS_AT_ONCE):
                 async with asyncio.TaskGroup() as group:
-                    for segment, waits in todo[at : at + SYNCS_AT_ONCE]:
-                        group.create_task(self._serve(segment, waits))
+                    for segment, wanted in todo[at : at + SYNCS_AT_ONCE]:
+                        group.create_task(self._serve(segment, wanted))
 
-    async def _serve(self, segment: Segment, waits: list[_Wait]) -> None:
+    def _take(self) -> dict[Segment, _Wanted]:
+        """What is to be synced now."""
+        taken, self._wanted = self._wanted, {}
+        for segment, wanted in taken.items():
+            self._want(segment, wanted.writer, wanted.entries)
+        taken, self._wanted = self._wanted, {}
+        return taken
+
+    async def _serve(self, segment: Segment, wanted: _Wanted) -> None:
         try:
             error: OSError | None = None
             for _ in range(SYNC_TRIES):
                 if not segment.failed:
                     error = await self._sync(segment)
                     if error is None:
-                        return _answer(waits, None)
+                        return answer(wanted.entries)
                     segment.failed = True
-                segment.moved = self._writer.reappend(waits[0].writer, segment)
+                segment.moved = self._writer.reappend(wanted.writer, segment)
                 segment = segment.moved
-            _answer(waits, _not_on_disk(segment, error))
+            answer(wanted.entries, _not_on_disk(segment, error))
         except OSError as error:
-            _answer(waits, _not_on_disk(segment, error))
+            answer(wanted.entries, _not_on_disk(segment, error))
 
     async def _sync(self, segment: Segment) -> OSError | None:
         """One sync of a segment and, the first time, of the directories that name it."""
@@ -98,26 +122,6 @@ class Syncer:
         """Finish the syncs that somebody waits for."""
         if self._task is not None:
             await self._task
-
-
-def _where_they_lie(wanted: dict[Segment, list[_Wait]]) -> dict[Segment, list[_Wait]]:
-    """Whoever waits for a segment whose sync failed waits for the one that took its records."""
-    found: dict[Segment, list[_Wait]] = {}
-    for segment, waits in wanted.items():
-        while segment.moved is not None:
-            segment = segment.moved
-        found.setdefault(segment, []).extend(waits)
-    return found
-
-
-def _answer(waits: list[_Wait], error: LogError | None) -> None:
-    for wait in waits:
-        if wait.done.done():
-            continue
-        if error is None:
-            wait.done.set_result(None)
-        else:
-            wait.done.set_exception(error)
 
 
 def _not_on_disk(segment: Segment, error: OSError | None) -> LogError:

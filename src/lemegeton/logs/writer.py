@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 
-from lemegeton.errors import DiskFull, LogError
 from lemegeton.events import IncarnationBegun, Observer, SegmentSealed
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Position
-from lemegeton.logs.lanes import Entry, LaneWriter
+from lemegeton.logs.lanes import Entry, LaneWriter, answer, records_since
 from lemegeton.logs.origin import Origin
 from lemegeton.logs.room import Room
-from lemegeton.logs.segments import Segment, SegmentFiles, last_sequence, sequence_of
+from lemegeton.logs.segments import FULL, Segment, SegmentFiles, log_error, right_lines
+from lemegeton.logs.takeover import Takeover, after_text
 from lemegeton.seams import Fs
-from lemegeton.segment import SegmentName, parse_segment_name
+from lemegeton.segment import parse_segment_name
 
 YIELD_EVERY = 64
 """A task that never waits gives the loop a turn after this many messages, or nothing else would ever run."""
@@ -34,30 +34,32 @@ RENEWALS_MAX = 8
 """How many new segments one write may need before it is given up."""
 ROTATE_BYTES_MIN = 64 * 1024
 """A segment smaller than this is not worth a new one when room is wanted."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Writer:
-    """All lanes of one origin.  Every method but `append` is one synchronous step."""
+    """All lanes of one origin.  Every method is one synchronous step."""
 
     def __init__(
         self, fs: Fs, files: SegmentFiles, origin: Origin, room: Room, observe: Observer, *, segment_bytes: int,
         line_bytes_max: int
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._fs = fs
         self._files = files
         self._origin = origin
         self._room = room
         self._observe = observe
         self._segment_bytes = segment_bytes
-        self._line_bytes_max = line_bytes_max
+        self._takeover = Takeover(fs, files, origin, observe, line_bytes_max)
         self._lanes: dict[tuple[str, int], LaneWriter] = {}
-        self._hot: Segment | None = None
-        self._inc = 0
         self._group: dict[LaneWriter, list[Entry]] = {}
         self._last_task: asyncio.Task[object] | None = None
         self.unbroken = 0
         """How many records one task has written since the loop had its turn."""
+        self.to_disk: Callable[[LaneWriter, list[Entry]], None] | None = None
+        """Takes over written entries whose senders wait for the disk."""
+        self.grouped: Callable[[Lane], None] | None = None
+        """Called with the lane of every group that was written."""
 
     @property
     def origin(self) -> str:
@@ -69,11 +71,12 @@ class Writer:
     def append_now(self, channel: str, body: bytes, priority: int, made: bool) -> Position | None:
         """Number, frame and write a record in one step; None when it has to go through the group."""
         writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
-        if asyncio.current_task() is not self._last_task or self._group:
+        # With the loop given it is not looked for: that asks the kernel for the pid, an eighth of a microsecond.
+        if asyncio.current_task(self._loop) is not self._last_task or self._group:
             return None
         self.unbroken += 1
         segment = writer.segment
-        if segment is None or segment is not self._hot or segment.size >= self._segment_bytes:
+        if segment is None or not segment.kept or writer.after or segment.size >= self._segment_bytes:
             return self._append_alone(writer, body, made, None)
         # The usual case, written out: what `_append_alone` does, without its list and entry (a third of the time).
         seq = writer.next
@@ -84,21 +87,27 @@ class Writer:
             return self._append_alone(writer, body, made, error)
         if written != len(line):
             return self._append_alone(writer, body, made, written)
+        segment.used = True
         segment.size += written
         self._room.used += written
         writer.next = seq + 1
         return Position(writer.lane, seq)
 
-    async def append(self, channel: str, body: bytes, priority: int, made: bool) -> Position:
-        """Number and frame a record; return when the group of this turn is written."""
-        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
-        entry = await self._join_group(writer, body, made)
-        return Position(entry.lane, entry.seq)
+    def enter(self, channel: str, body: bytes, priority: int, made: bool, disk: bool) -> Entry:
+        """Number and frame a record and put it into the group of this turn.
 
-    async def append_landed(self, channel: str, body: bytes, priority: int, made: bool) -> tuple[LaneWriter, Entry]:
-        """`append`, always through the group, for a sender that has to know the segment."""
+        One future is enough for its sender to wait for, however far the record has to go: each costs a turn of the
+        loop."""
         writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
-        return writer, await self._join_group(writer, body, made)
+        self._last_task = asyncio.current_task(self._loop)
+        self.unbroken = 0
+        entry = self._number(writer, body, made)
+        entry.disk = disk
+        entry.done = self._loop.create_future()
+        if not self._group:
+            self._loop.call_soon(self.flush)
+        self._group.setdefault(writer, []).append(entry)
+        return entry
 
     def _append_alone(
         self, writer: LaneWriter, body: bytes, made: bool, tried: int | OSError | None
@@ -112,34 +121,27 @@ class Writer:
 
     def _number(self, writer: LaneWriter, body: bytes, made: bool) -> Entry:
         seq = writer.next
+        if writer.after:
+            body = b'%b,"after":%b}' % (body[:-1], writer.after)
+            writer.after = b""
         entry = Entry(body, made, writer.lane, seq, writer.framer.line(body, seq, made))
         writer.next = seq + 1
         self._room.used += len(entry.line)
         return entry
 
-    async def _join_group(self, writer: LaneWriter, body: bytes, made: bool) -> Entry:
-        """Number a record and wait until the group of this turn is written."""
-        self._last_task = asyncio.current_task()
-        self.unbroken = 0
-        loop = asyncio.get_running_loop()
-        entry = self._number(writer, body, made)
-        entry.done = loop.create_future()
-        if not self._group:
-            loop.call_soon(self.flush)
-        self._group.setdefault(writer, []).append(entry)
-        await entry.done
-        if entry.error is not None:
-            raise entry.error
-        return entry
-
     def flush(self) -> None:
-        """Write the group and wake its senders."""
+        """Write the group and wake its senders; those who wait for the disk are handed on."""
         group, self._group = self._group, {}
         for writer, entries in group.items():
             self._put(writer, entries)
-            for entry in entries:
-                if entry.done is not None and not entry.done.done():
-                    entry.done.set_result(None)
+            if self.grouped is not None:
+                self.grouped(writer.lane)
+            for_disk = [entry for entry in entries if entry.disk and entry.error is None]
+            if len(for_disk) < len(entries):
+                answer([entry for entry in entries if not entry.disk or entry.error is not None])
+            if for_disk:
+                assert self.to_disk is not None, "there is a syncer where there is a writer"
+                self.to_disk(writer, for_disk)
 
     # ------------------------------------------------------------------------------------------ write
 
@@ -168,26 +170,20 @@ class Writer:
     def _ready(self, writer: LaneWriter, entries: list[Entry]) -> Segment:
         """The open segment that the first entry goes into."""
         segment = writer.segment
-        if (segment is not None and segment is self._hot and segment.fd >= 0 and not segment.stale
-                and segment.size < self._segment_bytes):
-            return segment
         if segment is not None and segment.size >= self._segment_bytes:
             self._check(writer, entries)
             if writer.segment is segment:
                 self._files.close(segment)
                 writer.segment = None
             segment = writer.segment
-        if segment is not None and segment.fd < 0:
-            with suppress(FileNotFoundError):
-                self._files.reopen(segment)
-                self._hot = segment
-                return segment
-            self._begin_incarnation(writer, entries, "its segment is gone")
-        elif segment is None:
+        if segment is None:
             self._new_segment(writer, entries)
+        else:
+            try:
+                self._files.ready(segment)
+            except FileNotFoundError:
+                self._begin_incarnation(writer, entries, "its segment is gone")
         assert writer.segment is not None
-        self._files.touch(writer.segment)
-        self._hot = writer.segment
         return writer.segment
 
     def _new_segment(self, writer: LaneWriter, entries: list[Entry]) -> None:
@@ -208,6 +204,7 @@ class Writer:
                 break
         else:
             raise FileExistsError(errno.EEXIST, f"{RENEWALS_MAX} incarnations are taken already")
+        writer.after = after_text(writer.lane, writer.next - 1 - len(entries))
         self._go_on(writer, lane, 1, entries)
         self._observe(IncarnationBegun(lane, cause))
 
@@ -216,6 +213,9 @@ class Writer:
         """Number the entries from ``first`` on in this lane, and what comes after them behind."""
         writer.begin(lane, first + len(entries))
         writer.checked = first
+        if entries and writer.after:
+            entries[0].body = b'%b,"after":%b}' % (entries[0].body[:-1], writer.after)
+            writer.after = b""
         for seq, entry in enumerate(entries, first):
             entry.lane, entry.seq = lane, seq
             entry.line = writer.framer.line(entry.body, seq, entry.made)
@@ -241,7 +241,7 @@ class Writer:
         except (OSError, ValueError):  # shorter than what was written to it
             self._seal(writer, error.strerror or str(error))
             return entries
-        if not tail and error.errno in _FULL:
+        if not tail and error.errno in FULL:
             return entries
         self._seal(writer, error.strerror or str(error))
         # Looked for, not counted: bytes that somebody else put there are no proof that ours are.
@@ -265,40 +265,46 @@ class Writer:
             self._room.used -= len(entry.line)
             entry.error = log_error(f"append to {writer.lane.channel}", error)
 
-    # ------------------------------------------------------------------------------------------ takeover
+    # ------------------------------------------------------------------------------------------ lanes
 
     def _open_lane(self, channel: str, priority: int) -> LaneWriter:
-        """Go on where the last owner of this origin stopped, if its end can be trusted; else a new incarnation."""
-        try:
-            directory = self._files.make_directory(channel)
-            names = map(parse_segment_name, self._fs.listdir(directory))
-            ours = [n for n in names if n is not None and n.origin == self.origin and n.priority == priority]
-            last = max(ours, key=lambda n: (n.inc, n.first), default=None)
-            writer = self._continue(channel, last) if last else None
-            if writer is None:
-                above = last.inc if last else 0
-                if self._inc <= above:
-                    self._inc = self._origin.fresh(above)
-                writer = LaneWriter(Lane(channel, self.origin, self._inc, priority), 1, None)
-                if last:
-                    self._observe(IncarnationBegun(writer.lane, f"{last} was not continued: other boot or torn end"))
-        except OSError as error:
-            if isinstance(error, LogError):
-                raise
-            raise log_error(f"append to {channel}", error) from error
-        self._lanes[channel, priority] = writer
+        writer = self._lanes[channel, priority] = self._takeover.open_lane(channel, priority)
         return writer
 
-    def _continue(self, channel: str, last: SegmentName) -> LaneWriter | None:
-        if not self._origin.continuable(last.inc):
-            return None
-        segment = self._files.adopt(f"{self._files.directory(channel)}/{last}")
-        lane = Lane(channel, last.origin, last.inc, last.priority)
-        seq = last_sequence(self._fs, segment, lane, self._line_bytes_max)
-        if seq is None:
-            self._files.close(segment)
-            return None
-        return LaneWriter(lane, seq + 1, segment)
+    def begin_again(self, channel: str, priority: int, bodies: Sequence[bytes], cause: str) -> None:
+        """A new incarnation of a lane that begins with these records, each with its id; one step.
+
+        Where they cannot be written the lane stays as it was."""
+        self.flush()
+        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+        lane, segment, following = writer.lane, writer.segment, writer.next
+        checked = writer.checked, writer.checked_size
+        entries = [Entry(body, False, lane, 0, b"") for body in bodies]
+        self._begin_incarnation(writer, entries, cause)
+        if entries:
+            self._put(writer, entries)
+        failed = entries[-1].error if entries else None
+        if failed is None:
+            if segment is not None:
+                self._files.close(segment)
+            return
+        if writer.segment is not None:
+            self._files.close(writer.segment)
+        writer.segment, writer.after = segment, b""
+        self._go_on(writer, lane, following, ())
+        writer.checked, writer.checked_size = checked
+        raise OSError(errno.EIO, f"{lane}: {failed}")
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The lanes that were written to."""
+        return [writer.lane for writer in self._lanes.values()]
+
+    def segment_of(self, lane: Lane) -> str:
+        """The file name of the segment that a lane is written to; empty if it is not."""
+        writer = self._lanes.get((lane.channel, lane.priority))
+        segment = writer.segment if writer is not None and writer.lane == lane else None
+        return "" if segment is None else segment.path.rpartition("/")[2]
 
     # ------------------------------------------------------------------------------------------ upkeep
 
@@ -332,7 +338,7 @@ class Writer:
                 if found.st_size != segment.size:
                     self._seal(writer, f"it is {found.st_size} bytes long, {segment.size} were written to it")
                 return
-        entries = self._records_since(writer, segment)
+        entries = records_since(self._fs, writer, segment)
         lane, following = writer.lane, writer.next - len(waiting)
         checked = writer.checked, writer.checked_size
         self._begin_incarnation(writer, [*entries, *waiting], f"{segment.path} was removed")
@@ -349,29 +355,29 @@ class Writer:
         writer.checked, writer.checked_size = checked
         raise OSError(errno.EIO, f"{segment.path} was removed and cannot be written again: {entries[-1].error}")
 
-    def _records_since(self, writer: LaneWriter, segment: Segment) -> list[Entry]:
-        """The records since the last check, read from the descriptor: a removed file lives as long as that is open."""
-        data = self._fs.pread(segment.fd, segment.size - writer.checked_size, writer.checked_size)
-        entries: list[Entry] = []
-        for line in data.split(b"\n")[:-1]:
-            seq = sequence_of(line, writer.lane)  # not counted: lines may be damaged, or be there a second time
-            if seq is not None and seq >= writer.checked:
-                entries.append(Entry(writer.framer.body(line[9:], seq), False, writer.lane, seq, b""))
-        return entries
-
     def reappend(self, writer: LaneWriter, failed: Segment) -> Segment:
         """After a failed sync: the unsynced records of a segment again, in another one, under their old numbers.
 
         Readers skip what they have settled; a reader that finds the old pages gone has them here.  The kernel marks
         pages clean after a failed sync, so syncing the old segment again would answer a success that is none."""
         self.flush()
+        if writer.segment is not failed:
+            self._check(writer)
+        name = parse_segment_name(failed.path.rpartition("/")[2])
+        if name is None or name.inc != writer.lane.inc:
+            raise OSError(errno.EIO, "the sync failed, and its incarnation is over")
         self._files.pin(failed)
         try:
-            data = self._fs.pread(failed.fd, failed.size - failed.synced, failed.synced)
+            size = self._fs.fstat(failed.fd).st_size
+            data = right_lines(self._fs.pread(failed.fd, max(0, size - failed.synced), failed.synced), writer.lane)
         finally:
             self._files.unpin(failed)
         if writer.segment is failed:
             self._seal(writer, "sync failed")
+        elif writer.segment is not None and writer.segment.size:
+            # Never behind newer records: whoever looks for the end of a lane takes the last line for it.
+            self._files.close(writer.segment)
+            writer.segment = None
         if writer.segment is None:
             writer.segment = self._files.create(writer.lane, writer.next)
             writer.checked_size = 0
@@ -388,13 +394,3 @@ class Writer:
         self.flush()
         self._files.close_all()
         self._origin.release()
-
-
-def log_error(what: str, error: OSError) -> LogError:
-    """The typed error for a failed file system call; the record is certainly absent."""
-    where = f"file log: {what}: {error.strerror or error}"
-    if error.errno in _FULL:
-        return DiskFull(f"{where}; free disk space, then publish again")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return LogError(f"{where}; raise the limit of open files, or lower open_files")
-    return LogError(f"{where}; mend the home and publish again")

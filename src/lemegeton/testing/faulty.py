@@ -22,7 +22,7 @@ from lemegeton.lane import Lane
 from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Log, Position, Ring, Span
 
 T = TypeVar("T")
-Verb = Literal["append", "channels", "lanes", "span", "seek", "read", "trim"]
+Verb = Literal["append", "channels", "lanes", "span", "of_earlier_boot", "seek", "read", "trim"]
 
 
 @dataclass(slots=True)
@@ -89,6 +89,9 @@ class FaultyLog:
         """As the log inside."""
         return self._log.rings
 
+    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
+        return None  # so that every append meets its fault
+
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False
     ) -> Position:
@@ -108,6 +111,10 @@ class FaultyLog:
         met = await self._before("span")
         return _after(met, await self._log.span(lane))
 
+    async def of_earlier_boot(self, lane: Lane) -> bool:
+        met = await self._before("of_earlier_boot")
+        return _after(met, await self._log.of_earlier_boot(lane))
+
     async def seek(self, lane: Lane, after: int) -> Cursor:
         met = await self._before("seek")
         return _after(met, await self._log.seek(lane, after))
@@ -121,9 +128,25 @@ class FaultyLog:
         await self._log.trim(lane, through)
         _after(met, None)
 
-    def listen(self, channel: str | None, ring: Ring) -> Callable[[], None]:
+    async def ended(self, lane: Lane, later: Lane, settled: int) -> bool:
+        """As the log inside."""
+        return await self._log.ended(lane, later, settled)
+
+    def is_near(self, lane: Lane) -> bool:
+        """As the log inside."""
+        return self._log.is_near(lane)
+
+    async def vanished(self, lane: Lane) -> bool:
+        """As the log inside."""
+        return await self._log.vanished(lane)
+
+    def listen(self, channel: str, ring: Ring) -> Callable[[], None]:
         """As the log inside: a doorbell is only a hint and cannot fail."""
         return self._log.listen(channel, ring)
+
+    def listen_new(self, globs: Sequence[str], ring: Ring) -> Callable[[], None]:
+        """As the log inside."""
+        return self._log.listen_new(globs, ring)
 
     async def aclose(self) -> None:
         """Never fails."""

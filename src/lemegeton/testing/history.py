@@ -15,7 +15,7 @@ ev       further fields                    meaning
 open     sub                               subscribe() is about to be called in this life
 reg      sub ch                            subscribe() of a durable subscription returned; one event a channel
 stop     sub                               the subscription ended in this life without being killed
-inv      ch prod id sha                    publish() is about to be called
+inv      ch prod id sha kind               publish() is about to be called; ``kind="ttl"`` if it can expire
 ack      key level                         publish() returned; ``level`` as in `MessageBus.publish`
 fail     ch id                             publish() raised and the message is surely not stored
 info     ch id                             the outcome of publish() is unknown
@@ -25,7 +25,8 @@ error    sub key                           the handler raised or was cancelled, 
 gap      sub ch prod origin pinc prio      the subscription went on behind ``first`` to ``last``, inclusive
          first last
 corrupt  sub ch origin pinc prio seq       bytes were met where ``seq`` was expected
-expired  sub key                           settled without a handler
+expired  sub key first                     settled without a handler; with ``first`` instead of an id: all that can
+                                           expire from there to ``seq``, which another site did not send
 dead     sub key                           settled by a dead letter
 mode     kind                              the mode is now ``kind``; not judged
 fault    kind                              the harness did something; the checker knows three kinds:
@@ -34,6 +35,8 @@ fault    kind                              the harness did something; the checke
          kind="corrupted" ids              the bytes of ``ids`` were damaged or deleted
 quiet    —                                 the last fault is healed: all must be delivered by the end of the history
 ======== ================================= =========================================================================
+
+The histories of several sites may be judged together; then a subscription is named ``name@site``, as it is elsewhere.
 """
 
 from __future__ import annotations
@@ -192,6 +195,8 @@ class Pub:
     disk: bool = False
     owed_at: int = NEVER
     """Where in the history the publish began that was acknowledged last."""
+    acked_at: int = NEVER
+    expires: bool = False
     lane: LaneKey = ("", "", 0, 0)
     seq: int = 0
 
@@ -216,6 +221,9 @@ class Story:
     handled_acks: list[tuple[int, int, Event]] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)
     damaged: dict[str, int] = field(default_factory=dict)
+    sites: dict[str, str] = field(default_factory=dict)
+    """Subscription → its site."""
+    skipped: dict[tuple[str, LaneKey], list[Event]] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
     """The process lives that were killed.  A kill is written before the signal lands, so its place says nothing."""
     quiet: bool = False
@@ -233,6 +241,21 @@ class Story:
         """Channel and sender of messages whose bytes are gone and whose sequence nobody was told."""
         gone = self.lost.keys() | self.damaged.keys()
         return {(key[0], pub.prod) for key, pub in self.pubs.items() if pub.owed_at == NEVER and key[1] in gone}
+
+    def owes(self, sub: str, registered_at: int, pub: Pub) -> bool:
+        """True if the subscription, registered there, must settle this message.
+
+        On the site of the sender: if its publish began later.  On another: if it was acknowledged later, because what
+        other sites say is taken from the oldest on."""
+        if pub.owed_at == NEVER:
+            return False
+        elsewhere = "" != pub.site != self.sites.get(sub, pub.site) != ""
+        return registered_at < (pub.acked_at if elsewhere else pub.owed_at)
+
+    def was_skipped(self, sub: str, pub: Pub) -> bool:
+        """True if it could expire, and the subscription was told that it did before it was sent."""
+        return pub.expires and any(
+            told.first <= pub.seq <= told.seq for told in self.skipped.get((sub, pub.lane), ()))
 
     def was_damaged(self, key: Key) -> bool:
         """True if the harness damaged the message after the publish that counts."""
@@ -255,14 +278,13 @@ class Story:
 
 @dataclass(slots=True)
 class _Teller:
-    """Builds the story event by event; knows the site of each subscription."""
+    """Builds the story event by event."""
 
     story: Story
-    sites: dict[str, str] = field(default_factory=dict)
 
     def tell(self, at: int, event: Event) -> None:
         if event.sub:
-            self.sites[event.sub] = event.site
+            self.story.sites[event.sub] = event.site
             self.story.readers.setdefault(event.sub, []).append((at, event))
         handle = _TELL.get(event.ev)
         if handle is not None:
@@ -271,7 +293,8 @@ class _Teller:
     def inv(self, at: int, event: Event) -> None:
         pub = self.story.pubs.get((event.ch, event.id))
         if pub is None:
-            self.story.pubs[event.ch, event.id] = Pub(event.prod, event.inc, event.site, (event.sha,), at)
+            self.story.pubs[event.ch, event.id] = Pub(
+                event.prod, event.inc, event.site, (event.sha,), at, expires=event.kind == "ttl")
             return
         pub.invs += 1
         pub.inv_at = at
@@ -283,7 +306,7 @@ class _Teller:
         pub = self.story.pubs.get((event.ch, event.id))
         if pub is None:
             return
-        pub.owed_at, pub.lane, pub.seq = pub.inv_at, lane_of(event), event.seq
+        pub.owed_at, pub.acked_at, pub.lane, pub.seq = pub.inv_at, at, lane_of(event), event.seq
         pub.disk |= event.level == "disk"
         if event.level == "handled":
             self.story.handled_acks.append((at, pub.inv_at, event))
@@ -312,6 +335,12 @@ class _Teller:
     def settle(self, at: int, event: Event) -> None:
         self.story.settled.setdefault((event.sub, event.ch, event.id), at)
 
+    def expired(self, at: int, event: Event) -> None:
+        if event.first:
+            self.story.skipped.setdefault((event.sub, lane_of(event)), []).append(event)
+        else:
+            self.settle(at, event)
+
     def gap(self, at: int, event: Event) -> None:
         self.story.gaps.setdefault((event.sub, lane_of(event)), []).append(event)
 
@@ -323,7 +352,7 @@ class _Teller:
             self.story.killed.add(event.inc)
         elif event.kind == "power":
             self.story.lost.update(dict.fromkeys(event.ids, at))
-            for sub, site in self.sites.items():
+            for sub, site in self.story.sites.items():
                 if site == event.site:
                     self.story.readers[sub].append((at, event))
         elif event.kind == "corrupted":
@@ -335,7 +364,7 @@ class _Teller:
 
 _TELL: dict[str, Callable[[_Teller, int, Event], None]] = {
     "inv": _Teller.inv, "ack": _Teller.ack, "fail": _Teller.fail, "reg": _Teller.reg, "start": _Teller.start,
-    "done": _Teller.settle, "expired": _Teller.settle, "dead": _Teller.settle, "gap": _Teller.gap,
+    "done": _Teller.settle, "expired": _Teller.expired, "dead": _Teller.settle, "gap": _Teller.gap,
     "corrupt": _Teller.corrupt, "fault": _Teller.fault, "quiet": _Teller.quiet,
 }
 

@@ -6,6 +6,7 @@ durable place outlives the bus that held it.  What passes here passes on files: 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,11 @@ from weakref import WeakKeyDictionary
 from lemegeton.channels import compile_glob
 from lemegeton.checkpoint import VolatileMarks, settled_at
 from lemegeton.config import load_settings
-from lemegeton.errors import NameTaken
+from lemegeton.errors import NameTaken, NotReached
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Log
+from lemegeton.logs.base import Log, Position
 from lemegeton.logs.memory import MemoryLog, MemoryStore
+from lemegeton.modes import CoordinationMode
 from lemegeton.osfs import OsFs
 from lemegeton.retention import NOBODY, Holder
 from lemegeton.site import Memory, Usage
@@ -125,6 +127,24 @@ class MemorySite:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.settings.handler_threads, "lemegeton-handler")
         return self._threads
+
+    async def start(self, group: asyncio.TaskGroup) -> None:
+        """Nothing has tasks of its own."""
+
+    async def reach(self, position: Position, level: str) -> None:
+        """There is no Redis."""
+        raise NotReached(f"publish to {position.lane.channel}: level {level!r} needs a redis_url; the message is stored")
+
+    async def leave(self) -> bool:
+        """Nothing is under way."""
+        return True
+
+    def end_tasks(self) -> None:
+        """There are none."""
+
+    def mode(self) -> CoordinationMode:
+        """Memory reaches nobody else."""
+        return CoordinationMode.ISOLATED
 
     async def tick(self) -> None:
         """Nothing to clean up."""

@@ -3,7 +3,8 @@
 The history names damaged messages by id, the harness by place as well: a gap over a place that it damaged has a cause,
 also if the same id lies elsewhere, and the end of a lane that was torn off is reported as a dropped tail.  After a
 power cut a subscription's place may be older than what it handled.  It is then owed nothing less and may get more:
-records from before its ``start``, flagged as redelivered.
+records from before its ``start``, flagged as redelivered, or a gap over those of them and of what it settled that were
+removed since.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lemegeton.lane import Lane
-from lemegeton.testing.checker import Violation, check
-from lemegeton.testing.history import Event
+from lemegeton.testing.checker import check
+from lemegeton.testing.history import NEVER, Event
+from lemegeton.testing.violation import Violation
 
 
 def judge(events: list[Event], gone: set[tuple[Lane, int]], tails: set[Lane]) -> Iterator[Violation]:
@@ -65,7 +67,7 @@ class _Known:
             gap = self.gaps[violation.key]
             places = [(_lane(gap), seq) for seq in range(gap.first, gap.last + 1)]
             known = {self.places[place] for place in places if place in self.places}
-            settled = all((gap.sub, gap.ch, tag) in self.done for tag in known)
+            settled = all(self._settled(gap.sub, (gap.ch, tag)) for tag in known)
             return any(place in self.gone for place in places) or (self.cut and settled)
         if violation.kind == "flag_budget":
             return self.cut
@@ -75,11 +77,18 @@ class _Known:
         key = rest[0], rest[1]
         if violation.kind == "unreported":
             return bool(self.tails.intersection(self.acks.get(key, ())))
-        invs = self.invs.get(key, [])
         if violation.kind in ("order", "producer_order"):
-            not_owed = bool(invs) and invs[0] < self.regs.get((sub, key[0]), len(invs))
-            return self.cut and not_owed and (sub, *key) in self.flagged
-        return violation.kind == "false_flag" and self.cut and len(invs) > 1
+            first = self.invs.get(key, [NEVER])[0]
+            return self.cut and self._before_start(sub, key[0], first) and (sub, *key) in self.flagged
+        return violation.kind == "false_flag" and self.cut and len(self.invs.get(key, ())) > 1
+
+    def _settled(self, sub: str, key: tuple[str, str]) -> bool:
+        """True if the subscription has settled it, or was never owed any publish of it."""
+        return (sub, *key) in self.done or self._before_start(sub, key[0], self.invs.get(key, [NEVER])[-1])
+
+    def _before_start(self, sub: str, channel: str, inv_at: int) -> bool:
+        """True if a publish lies before the subscription was registered."""
+        return NEVER < inv_at < self.regs.get((sub, channel), NEVER)
 
 
 def _lane(event: Event) -> Lane:

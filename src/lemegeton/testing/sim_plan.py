@@ -7,7 +7,7 @@ they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -21,6 +21,8 @@ PATTERNS: tuple[tuple[str, ...], ...] = (("hub",), ("agent-a",), ("agent-*",), (
                                          ("agent-b", "hub"))
 MESSAGE_BYTES_MAX = 4096
 FAULTS_MIN, FAULTS_MAX = 6, 25
+SHARED_URL = "redis://shared"
+"""Where the simulated Redis of all sites is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Plan:
     seed: int
     sites: tuple[SiteSpec, ...]
     faults: tuple[Fault, ...]
+    redis: bool = False
+    """Whether the sites share a Redis."""
 
     @property
     def messages(self) -> int:
@@ -97,16 +101,49 @@ class Plan:
         return sum(len(process.sends) for site in self.sites for process in site.processes)
 
 
-def make_plan(seed: int, kinds: tuple[str, ...]) -> Plan:
-    """The plan of a seed; ``kinds`` are all kinds of faults there are, a random half of which is switched off."""
-    rng = Random(f"plan {seed}")
+def make_plan(seed: int, kinds: tuple[str, ...], *, redis: bool = False) -> Plan:
+    """The plan of a seed; ``kinds`` are all kinds of faults there are, a random half of which is switched off.
+
+    With ``redis`` there are two or three sites, which share one."""
+    rng = Random(f"redis plan {seed}" if redis else f"plan {seed}")
     left = rng.randint(50, 200)
-    names = ("east", "west")[: rng.choice((1, 1, 2))]
+    names = ("east", "west", "north")[: rng.choice((2, 2, 3))] if redis else ("east", "west")[: rng.choice((1, 1, 2))]
     sites = tuple(_site(rng, name, left // len(names) + 1) for name in names)
+    if redis:
+        sites = _with_redis(rng, sites)
     enabled = sorted(rng.sample(kinds, (len(kinds) + 1) // 2))
     times = sorted(rng.uniform(0.5, HEAL_S - 2) for _ in range(rng.randint(FAULTS_MIN, FAULTS_MAX)))
     faults = tuple(Fault(n, at, rng.choice(enabled), f"fault {seed} {n}") for n, at in enumerate(times))
-    return Plan(seed, sites, faults)
+    return Plan(seed, sites, faults, redis)
+
+
+def channels_of(*sites: SiteSpec) -> list[str]:
+    """Every channel that anything is published on."""
+    return sorted({send.channel for site in sites for process in site.processes for send in process.sends}
+                  | {channel for site in sites for _, channel, _ in site.drop_ins})
+
+
+def local_url(site: str) -> str:
+    """Where the simulated Redis of a site's own host is."""
+    return f"redis://local-{site}"
+
+
+def _with_redis(rng: Random, sites: tuple[SiteSpec, ...]) -> tuple[SiteSpec, ...]:
+    """The same sites, reaching out."""
+    settings = {"redis_url": SHARED_URL, "max_stream_length": rng.choice((5, 50, 1000)),
+                "namespace": rng.choice(("", "", "ns")), "mode_cooldown": rng.choice((0.0, 5.0))}
+    local, remote = rng.random() < 0.5, rng.choice((0.0, 0.05, 0.2))
+    reaching = []
+    for site in sites:
+        url = local_url(site.name) if local else "off"
+        for process in site.processes:
+            for send in process.sends:
+                if send.ack == "local" and rng.random() < remote:
+                    send.ack = "redis"
+        processes = tuple(replace(process, settings={**process.settings, **settings, "local_redis": url})
+                          for process in site.processes)
+        reaching.append(replace(site, processes=processes))
+    return tuple(reaching)
 
 
 def _site(rng: Random, name: str, messages: int) -> SiteSpec:

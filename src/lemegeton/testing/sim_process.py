@@ -7,14 +7,11 @@ it comes from the seed of the process.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lemegeton.bus import MessageBus
 from lemegeton.channels import compile_glob
@@ -28,22 +25,15 @@ from lemegeton.testing.fake_fs import FakeFs, Killed
 from lemegeton.testing.fake_runtime import FakeClock, runtime
 from lemegeton.testing.sim_loop import Gate, SimDoorbell
 from lemegeton.testing.sim_plan import ProcessSpec, Send, SubSpec
+from lemegeton.testing.sim_tools import TAG, digest, payload_of
 
 if TYPE_CHECKING:
     from lemegeton.testing.sim_world import SimSite
 
-TAG = "m"
 ACK_TIMEOUT_S = 3.0
-
-
-def digest(payload: Any) -> str:
-    """What the history keeps of a payload."""
-    return hashlib.blake2b(msgspec.json.encode(payload), digest_size=6).hexdigest()
-
-
-def payload_of(send: Send) -> dict[str, Any]:
-    """The payload of a planned message: its tag, and something to fill it."""
-    return {TAG: send.tag, "pad": "p" * send.size}
+OWN = "coordination:"
+"""Channels on which buses publish of their own accord: nobody is owed what they say there."""
+NOWHERE = Lane("", "", 0, 1)
 
 
 class SimFs(FakeFs):
@@ -150,6 +140,7 @@ class SimProcess:
         if self.life is not None:
             self.life.gate.kill()
             self.life.fs.kill()
+            self.world.hang_up(self.life.gate)
             self.traps = Traps()
 
     def stop(self) -> None:
@@ -197,7 +188,8 @@ class Life:
     async def run(self) -> None:
         """Start the bus, subscribe, publish; whoever cannot start dies and is started again."""
         spec = self.process.spec
-        machine = runtime(self.fs, clock=self.process.clock, machine_id=self.site.machine)
+        dial = self.world.dial_of(self.gate.name)
+        machine = runtime(self.fs, clock=self.process.clock, machine_id=self.site.machine, dial=dial)
         self.bus = MessageBus(spec.bus, runtime=machine, origin_wait_s=spec.origin_wait_s, home=self.site.home,
                               **spec.settings)
         self.bus.on("*", self._observed)
@@ -317,6 +309,8 @@ class Life:
                     self.record("reg", sub=sub.name, ch=channel)
 
     async def _handle(self, sub: SubSpec, shown: str, message: Message) -> None:
+        if message.channel.startswith(OWN):
+            return
         trap, value = self._trap()
         if trap == "kill before":
             await self._die()
@@ -371,7 +365,7 @@ class Life:
         sub = getattr(event, "subscription", "")
         if sub == EPHEMERAL and isinstance(event, Expired | DeadLettered):
             sub = f"eph-{self.gate.name}"
-        if not sub or sub == EPHEMERAL:
+        if not sub or sub == EPHEMERAL or getattr(event, "lane", NOWHERE).channel.startswith(OWN):
             return
         if isinstance(event, Gap):
             self.record("gap", sub=sub, **_lane(event.lane), first=event.first, last=event.last,

@@ -1,10 +1,11 @@
-"""Other programs on a simulated disk: one that copies a home, one that drops a message in."""
+"""What simulated messages carry, and other programs on a simulated disk: one copies a home, one drops a message in."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,10 +13,23 @@ from lemegeton.channels import encode_name
 from lemegeton.testing.fake_disk import FakeDisk
 from lemegeton.testing.fake_fs import FakeFs
 from lemegeton.testing.fake_inode import Directory, File
-from lemegeton.testing.sim_process import TAG, digest
+from lemegeton.testing.sim_plan import Send
 
 if TYPE_CHECKING:
     from lemegeton.testing.sim_world import SimSite
+
+
+TAG = "m"
+
+
+def digest(payload: Any) -> str:
+    """What the history keeps of a payload."""
+    return hashlib.blake2b(msgspec.json.encode(payload), digest_size=6).hexdigest()
+
+
+def payload_of(send: Send) -> dict[str, Any]:
+    """The payload of a planned message: its tag, and something to fill it."""
+    return {TAG: send.tag, "pad": "p" * send.size}
 
 
 def drop_in(site: SimSite, n: int, channel: str, ident: str) -> None:

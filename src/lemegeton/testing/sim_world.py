@@ -18,20 +18,25 @@ from lemegeton.channels import decode_name
 from lemegeton.lane import Lane
 from lemegeton.logs.segments import NAME_FILE
 from lemegeton.message import Message
+from lemegeton.seams import Dial
 from lemegeton.segment import parse_segment_name
-from lemegeton.testing.checker import Violation
 from lemegeton.testing.fake_disk import FakeDisk
 from lemegeton.testing.fake_fs import FakeFs
 from lemegeton.testing.fake_inode import Directory, File
+from lemegeton.testing.fake_redis import FakeRedisServer
+from lemegeton.testing.fake_redis_net import FakeRedisNet
 from lemegeton.testing.fake_runtime import EPOCH_MS
 from lemegeton.testing.history import Event, MemoryHistory
 from lemegeton.testing.history import Life as Stamp
 from lemegeton.testing.sim_loop import LIFE, Gate, SimLoop
-from lemegeton.testing.sim_plan import Plan, Send, SiteSpec
+from lemegeton.testing.sim_plan import SHARED_URL, Plan, Send, SiteSpec, channels_of, local_url
 from lemegeton.testing.sim_process import Life, SimProcess
 from lemegeton.testing.sim_tools import copy_disk, drop_in
+from lemegeton.testing.violation import Violation
 
 NS = 1_000_000_000
+Story = tuple[list[Event], set[tuple[Lane, int]], set[Lane]]
+"""A history, the places in it that were damaged, and the lanes whose ends were torn off."""
 
 
 class _Wire(msgspec.Struct):
@@ -60,6 +65,14 @@ class World:
         self.violations: list[Violation] = []
         self.log: list[str] = []
         """What the harness did, for people."""
+        self.events: list[Event] = []
+        """The history of all sites, in a plan where they reach each other; else each has its own."""
+        self.net: FakeRedisNet | None = None
+        """The way to the Redis that all sites share, in a plan with one."""
+        if plan.redis:
+            self.net = FakeRedisNet(loop, Random(f"net {plan.seed}"))
+            for url in (SHARED_URL, *(local_url(spec.name) for spec in plan.sites)):
+                self.net.add(url, FakeRedisServer(loop.time, Random(f"redis {plan.seed} {url}")))
         for spec in plan.sites:
             self.sites.append(SimSite(self, spec))
 
@@ -87,6 +100,15 @@ class World:
         context = self.context.copy()
         context.run(LIFE.set, gate)
         return self.loop.create_task(coro, context=context)
+
+    def dial_of(self, who: str) -> Dial | None:
+        """How a process connects to a Redis."""
+        return self.net.dialer(who) if self.net is not None else None
+
+    def hang_up(self, gate: Gate) -> None:
+        """Every connection of a life ends."""
+        if self.net is not None:
+            self.net.forget(gate)
 
     def note(self, what: str) -> None:
         """Count something that is no violation."""
@@ -118,6 +140,8 @@ class World:
         self.say("healed")
         for site in self.sites:
             site.disk.read_only, site.disk.capacity = False, None
+        if self.net is not None:
+            self.net.heal()
         for process in self.processes:
             process.heal()
         await asyncio.sleep(0)
@@ -153,6 +177,13 @@ class World:
         for process in site.processes:
             self.later(rng.uniform(0.05, 3.0), process.start)
 
+    def stories(self) -> list[Story]:
+        """What is to be judged: one history if the sites reach each other, else one a site."""
+        if not self.plan.redis:
+            return [(site.history.events, site.gone, site.tails) for site in self.sites]
+        return [(self.events, {place for site in self.sites for place in site.gone},
+                 {lane for site in self.sites for lane in site.tails})]
+
     def say(self, text: str) -> None:
         """Put a line into the schedule."""
         self.log.append(f"{self.loop.time():9.4f} {text}")
@@ -169,14 +200,14 @@ class SimSite:
         self.machine = f"machine-{spec.name}"
         self.rng = Random(f"site {world.plan.seed} {spec.name}")
         self.disk = disk or FakeDisk(self.rng, clock=self.clock)
-        self.history = MemoryHistory(Stamp(site=spec.name, clock=self._now_ns))
+        stamp = Stamp(site=spec.name, clock=self._now_ns)
+        self.history = MemoryHistory(stamp, world.events) if world.plan.redis else MemoryHistory(stamp)
         self.tags: dict[tuple[Lane, int], str] = {}
         self.gone: set[tuple[Lane, int]] = set()
         """Places whose records the harness damaged or a power cut took."""
         self.tails: set[Lane] = set()
         """Lanes of which a dropped tail was reported."""
-        self.channels = sorted({send.channel for process in spec.processes for send in process.sends}
-                               | {channel for _, channel, _ in spec.drop_ins})
+        self.channels = channels_of(*world.plan.sites) if world.plan.redis else channels_of(spec)
         if disk is None:
             tool = FakeFs(self.disk)
             tool.mkdir("/user", 0o700)

@@ -17,20 +17,23 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import msgspec
 
-from lemegeton.testing.checker import Violation
 from lemegeton.testing.sim_faults import FAULTS
 from lemegeton.testing.sim_judge import judge
 from lemegeton.testing.sim_loop import SimLoop, bury
-from lemegeton.testing.sim_plan import HEAL_S, QUIET_S, Fault, Plan, make_plan
+from lemegeton.testing.sim_plan import HEAL_S, QUIET_S, SHARED_URL, Fault, Plan, make_plan
+from lemegeton.testing.sim_redis_faults import REDIS_FAULTS
 from lemegeton.testing.sim_world import World
+from lemegeton.testing.violation import Violation
 
 FINISH_S = 60.0
 """How long processes may take, after all is healed, to publish what is left."""
 SHRINK_TRIES = 60
+STRIKES = {**FAULTS, **REDIS_FAULTS}
 
 
 @dataclass(slots=True)
@@ -49,11 +52,18 @@ class Report:
     violations: list[Violation] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
+    redis: bool = False
 
 
-def simulate(seed: int, without: frozenset[int] = frozenset()) -> Report:
+def plan_of(seed: int, redis: bool = False) -> Plan:
+    """The plan of a seed, with all kinds of faults that can be met there."""
+    kinds = [kind for kind in STRIKES if kind != "clone"] if redis else FAULTS  # a copy would be told twice of everything
+    return make_plan(seed, tuple(kinds), redis=redis)
+
+
+def simulate(seed: int, without: frozenset[int] = frozenset(), redis: bool = False) -> Report:
     """Run the schedule of a seed, ``without`` some of its faults, and judge it."""
-    report, _ = observe(make_plan(seed, tuple(FAULTS)), without)
+    report, _ = observe(plan_of(seed, redis), without)
     return report
 
 
@@ -106,24 +116,27 @@ async def _strike(world: World, fault: Fault) -> None:
     rng = Random(fault.seed)
     world.say(f"fault {fault.number}: {fault.kind}")
     world.faults[fault.kind] += 1
-    if not await FAULTS[fault.kind](world, rng):
+    if not await STRIKES[fault.kind](world, rng):
         world.faults[fault.kind] -= 1
         world.faults["kill"] += 1
-        await FAULTS["kill"](world, rng)
+        await STRIKES["kill"](world, rng)
 
 
 def _report(world: World) -> Report:
     violations = list(world.violations)
     trace = hashlib.sha256()
+    for story in world.stories():
+        violations += judge(*story)
     for site in world.sites:
-        violations += judge(site.history.events, site.gone, site.tails)
         trace.update(msgspec.json.encode(site.history.events))
         trace.update(site.files_digest().encode())
+    if world.net is not None:
+        trace.update(world.net.server(SHARED_URL).digest().encode())
     violations += [Violation("broken", text, ("broken",)) for text in world.loop.broken]
     return Report(
         world.plan.seed, world.published, +world.faults, world.crashes, world.deliveries, world.redelivered,
-        world.loop.time(), sum(len(site.history.events) for site in world.sites), trace.hexdigest(), violations,
-        world.notes + world.seen, world.log)
+        world.loop.time(), sum(len(events) for events, _, _ in world.stories()), trace.hexdigest(), violations,
+        world.notes + world.seen, world.log, world.plan.redis)
 
 
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -131,14 +144,14 @@ def _report(world: World) -> Report:
 
 def shrink(report: Report, tries: int = SHRINK_TRIES) -> tuple[frozenset[int], Report]:
     """Leave out faults one by one while it still fails in one of its ways."""
-    plan = make_plan(report.seed, tuple(FAULTS))
+    plan = plan_of(report.seed, report.redis)
     kinds = {violation.kind for violation in report.violations}
     without: frozenset[int] = frozenset()
     for fault in reversed(plan.faults):
         if tries <= 0:
             break
         tries -= 1
-        smaller = simulate(report.seed, without | {fault.number})
+        smaller = simulate(report.seed, without | {fault.number}, report.redis)
         if kinds & {violation.kind for violation in smaller.violations}:
             without, report = without | {fault.number}, smaller
     return without, report
@@ -197,24 +210,24 @@ class Totals:
         yield f"violations {sum(len(r.violations) for r in self.failed)} in {len(self.failed)} seeds"
 
 
-def run(seeds: Iterable[int], jobs: int, *, first_failure: bool = False) -> Totals:
+def run(seeds: Iterable[int], jobs: int, *, first_failure: bool = False, redis: bool = False) -> Totals:
     """Run all seeds; with ``first_failure`` only until one is violated."""
     totals = Totals()
     if jobs == 1:
         for seed in seeds:
-            totals.add(simulate(seed))
+            totals.add(simulate(seed, redis=redis))
             if first_failure and totals.failed:
                 break
         return totals
     with ProcessPoolExecutor(jobs) as pool:
-        for report in pool.map(simulate, seeds, chunksize=4):
+        for report in pool.map(partial(simulate, redis=redis), seeds, chunksize=4):
             totals.add(report)
     return totals
 
 
-def undetermined(seeds: Iterable[int], traces: dict[int, str]) -> list[int]:
+def undetermined(seeds: Iterable[int], traces: dict[int, str], redis: bool = False) -> list[int]:
     """The seeds whose second run is not equal to the first."""
-    return [seed for seed in seeds if simulate(seed).trace != traces[seed]]
+    return [seed for seed in seeds if simulate(seed, redis=redis).trace != traces[seed]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -223,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--redis", action="store_true", help="two or three sites that share a Redis, and its faults")
     parser.add_argument("--mutants", action="store_true", help="plant bugs and see how soon they are found")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first violation and name it")
     parser.add_argument("--trace", action="store_true", help="print the trace of every seed")
@@ -234,23 +248,23 @@ def main(arguments: list[str] | None = None) -> int:
         return hunt(options.seeds, options.jobs)
     if options.trace:
         for seed in seeds:
-            _say(f"{seed} {simulate(seed).trace}")
+            _say(f"{seed} {simulate(seed, redis=options.redis).trace}")
         return 0
     if options.until_failure:
-        return _until_failure(seeds)
-    return _all(seeds, options.jobs)
+        return _until_failure(seeds, options.redis)
+    return _all(seeds, options.jobs, options.redis)
 
 
-def _until_failure(seeds: range) -> int:
-    totals = run(seeds, 1, first_failure=True)
+def _until_failure(seeds: range, redis: bool) -> int:
+    totals = run(seeds, 1, first_failure=True, redis=redis)
     for report in totals.failed:
         _say(f"caught {totals.seeds} {' '.join(sorted({violation.kind for violation in report.violations}))}")
     return int(bool(totals.failed))
 
 
-def _all(seeds: range, jobs: int) -> int:
+def _all(seeds: range, jobs: int, redis: bool) -> int:
     began = time.perf_counter()
-    totals = run(seeds, jobs)
+    totals = run(seeds, jobs, redis=redis)
     for line in totals.lines(time.perf_counter() - began):
         _say(line)
     for line in totals.poor:
@@ -261,8 +275,8 @@ def _all(seeds: range, jobs: int) -> int:
     if len(totals.failed) > 3:
         _say("further seeds: " + ", ".join(str(report.seed) for report in totals.failed[3:]))
     repeat = list(seeds)[:: max(1, len(seeds) // 5)][:5]
-    traces = {seed: simulate(seed).trace for seed in repeat}
-    unequal = undetermined(repeat, traces)
+    traces = {seed: simulate(seed, redis=redis).trace for seed in repeat}
+    unequal = undetermined(repeat, traces, redis)
     if unequal:
         _say(f"undetermined: {unequal}")
     return int(bool(totals.failed or totals.poor or unequal))

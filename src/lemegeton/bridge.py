@@ -1,0 +1,299 @@
+"""The bridge: what one process of a site does for all of them at a shared Redis, while it holds ``bridge.lock``.
+
+::
+
+    every second   tells what this site's durable subscriptions have settled
+    every 5 s      relays what is stranded: lanes of senders that are dead, or cut off from the Redis for a second
+                   sends again what other sites ask for
+                   learns what other sites have settled, for retention here and for trimming the streams
+
+Everything it does may be done twice, by anybody, at any time; the lock only spares the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from lemegeton.checkpoint import held
+from lemegeton.config import Settings
+from lemegeton.errors import LogError, RedisRefused
+from lemegeton.events import Observer, RelayStalled, SubscriptionExpired
+from lemegeton.home import Home
+from lemegeton.lane import Lane
+from lemegeton.logs.base import Log
+from lemegeton.logs.janitor import Holders
+from lemegeton.logs.origin import site_of
+from lemegeton.logs.redis_entries import Keys, lane_field, lane_of, sequence_in
+from lemegeton.logs.redis_link import Link, pairs
+from lemegeton.logs.redis_scripts import TRIM
+from lemegeton.relay import Relay
+from lemegeton.relaying import Accepted, open_marks
+from lemegeton.resending import Resending
+from lemegeton.seams import Runtime
+from lemegeton.sharing import STATE_FILE, Remote, RemoteState, Shared, acks_of, encode_state, shared_of, trim_limits
+
+TICK_S = 1.0
+SWEEP_S = 5.0
+SEEN_S = 30.0
+"""How often a durable subscription is described anew, so that it does not count as abandoned."""
+HELP_AFTER_S = 1.0
+AT_ONCE = 16
+TRIM_BATCH = 512
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class ToldOfAll:
+    """`relay.Told` for lanes of any origin; the marks of each are opened when they are asked for."""
+
+    def __init__(self, runtime: Runtime, directory: str) -> None:
+        self._runtime = runtime
+        self._directory = directory
+        self._open: dict[str, Accepted] = {}
+
+    def _of(self, origin: str) -> Accepted:
+        if origin not in self._open:
+            marks = open_marks(self._runtime.fs, self._directory, origin, self._runtime.boot_id, self._runtime.wall_ms())
+            self._open[origin] = Accepted(marks)
+        return self._open[origin]
+
+    def get(self, lane: Lane) -> int:
+        return self._of(lane.origin).get(lane)
+
+    def put(self, lane: Lane, seq: int) -> None:
+        self._of(lane.origin).put(lane, seq)
+
+    def close(self) -> None:
+        """Let all go: their owners may come."""
+        for accepted in self._open.values():
+            accepted.close()
+        self._open.clear()
+
+
+class Bridge:
+    """See the module."""
+
+    def __init__(
+        self, runtime: Runtime, home: Home, settings: Settings, log: Log, link: Link, keys: Keys,
+        make_relay: Callable[[ToldOfAll], Relay], own_lanes: Callable[[], Sequence[Lane]], paused: Callable[[], bool],
+        observe: Observer
+    ) -> None:
+        self._runtime = runtime
+        self._fs = runtime.fs
+        self._home = home
+        self._settings = settings
+        self._log = log
+        self._link = link
+        self._keys = keys
+        self._own_lanes = own_lanes
+        self._paused = paused
+        self._observe = observe
+        self._told = ToldOfAll(runtime, f"{home.path}/redis")
+        self._relay = make_relay(self._told)
+        self._resending = Resending(log, link, keys, home.site, runtime.wall_ms)
+        self._holders = Holders(runtime, home)
+        self._fd = -1
+        self.holds = False
+        self._behind: dict[Lane, float] = {}
+        self._shared: dict[str, tuple[Shared, float]] = {}
+        self._acks: dict[tuple[str, str], dict[str, int]] = {}
+        self._wake = asyncio.Event()
+        self._asked: set[str] = set()
+        self._closing = False
+        self._ends = [link.hear(keys.control, self._on_control), link.on_change(self._on_change)]
+
+    def _on_control(self, _: str, data: bytes) -> None:
+        word, _, channel = data.decode("utf-8", "replace").partition(" ")
+        if word == "q" and self.holds:
+            self._asked.add(channel)
+            self._wake.set()
+
+    def _on_change(self, up: bool) -> None:
+        self._relay.forget()
+        self._shared.clear()
+        self._acks.clear()
+        self._wake.set()
+
+    # ------------------------------------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Serve until `close`."""
+        loop = asyncio.get_running_loop()
+        sweep_at = loop.time()
+        while not self._closing:
+            try:
+                if self._link.up and not self._paused() and self._take_lock():
+                    if self._asked:
+                        asked, self._asked = self._asked, set()
+                        for channel in sorted(asked):
+                            await self._resending.answer(channel)
+                    await self._share()
+                    if loop.time() >= sweep_at:
+                        sweep_at = loop.time() + SWEEP_S
+                        await self.sweep()
+            except (LogError, OSError) as error:
+                if self._link.up:
+                    self._observe(RelayStalled(self._link.name, Lane("(bridge)", "", 0, 0), str(error)))
+            timer = loop.call_later(TICK_S, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+            self._wake.clear()
+
+    def _take_lock(self) -> bool:
+        if self._fd < 0:
+            self._fd = self._fs.open(f"{self._home.path}/bridge.lock", _LOCK_FLAGS, 0o600)
+        self.holds = self.holds or self._fs.lock(self._fd)
+        return self.holds
+
+    def close(self) -> None:
+        """Have `run` return and let everything go."""
+        self._closing = True
+        for end in self._ends:
+            end()
+        self._holders.close()
+        self._told.close()
+        if self._fd >= 0:
+            self._fs.close(self._fd)
+            self._fd, self.holds = -1, False
+        self._wake.set()
+
+    # ------------------------------------------------------------------------------------------ telling
+
+    async def _share(self) -> None:
+        """Tell what changed in what this site's durable subscriptions have settled of other sites."""
+        now = asyncio.get_running_loop().time()
+        calls = []
+        self._holders.refresh()
+        for name, header, settled in self._holders.durable():
+            field = f"{name}@{self._home.site}"
+            known = self._shared.get(field)
+            if known is None or known[0].patterns != header.patterns or now - known[1] > SEEN_S:
+                shared = Shared(header.patterns, self._runtime.wall_ms())
+                self._shared[field] = shared, now
+                calls.append(self._link.call("HSET", self._keys.subscriptions, field, msgspec.json.encode(shared)))
+            for channel, lanes in self._of_others(settled).items():
+                if self._acks.get((field, channel)) != lanes:
+                    self._acks[field, channel] = lanes
+                    calls.append(self._link.call("HSET", self._keys.acks(channel), field, msgspec.json.encode(lanes)))
+        for gone in [field for field in self._shared if field.rpartition("@")[0] not in self._holders.names()]:
+            del self._shared[gone]
+            calls.append(self._link.call("HDEL", self._keys.subscriptions, gone))
+        try:
+            await asyncio.gather(*calls)
+        except LogError:  # what it refused was not told, whatever else was
+            self._shared.clear()
+            self._acks.clear()
+            raise
+
+    def _of_others(self, settled: dict[Lane, int]) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        for lane, seq in settled.items():
+            if site_of(lane.origin) != self._home.site:
+                found.setdefault(lane.channel, {})[lane_field(lane)] = seq
+        return found
+
+    # ------------------------------------------------------------------------------------------ sweeping
+
+    async def sweep(self) -> int:
+        """Relay, send again, learn, trim: all channels of the home; how many lanes the Redis still lacks something of."""
+        holders = await self._holders_elsewhere()
+        marks: dict[str, dict[str, int]] = {}
+        settled: dict[str, dict[str, dict[str, int]]] = {name: {} for name in holders}
+        lacking = 0
+        channels = await self._log.channels()
+        for at in range(0, len(channels), AT_ONCE):
+            some = channels[at : at + AT_ONCE]
+            asked = [self._link.call("HGETALL", key(channel)) for channel in some
+                     for key in (self._keys.marks, self._keys.acks)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            for channel, mark_answer, ack_answer in zip(some, answers[::2], answers[1::2], strict=True):
+                try:
+                    marks[channel] = marks_of(pairs(_checked(mark_answer)))
+                    acks = acks_of(pairs(_checked(ack_answer)))
+                    for name in holders:
+                        if name in acks:
+                            settled[name][channel] = acks[name]
+                    lacking += await self._help(channel, marks[channel])
+                    await self._resending.answer(channel)
+                    await self._trim(channel, marks[channel], holders, acks)
+                except RedisRefused as error:  # another program has a key of that name, say: it stops no other channel
+                    self._observe(RelayStalled(self._link.name, Lane(channel, "", 0, 0), str(error)))
+        self._store(RemoteState(marks, tuple(
+            Remote(name, shared.patterns, settled[name]) for name, shared in holders.items())))
+        self._told.close()
+        return lacking
+
+    async def _holders_elsewhere(self) -> dict[str, Shared]:
+        oldest_ms = self._runtime.wall_ms() - round(self._settings.abandoned_after * 1000)
+        found, abandoned = shared_of(pairs(await self._link.call("HGETALL", self._keys.subscriptions)),
+                                     self._home.site, oldest_ms)
+        for field in abandoned:
+            await self._link.call("HDEL", self._keys.subscriptions, field)
+            self._observe(SubscriptionExpired(field.decode("utf-8", "replace"), self._settings.abandoned_after))
+        return found
+
+    async def _help(self, channel: str, marks: dict[str, int]) -> int:
+        """Relay the lanes of a channel that nobody else relays."""
+        now = asyncio.get_running_loop().time()
+        own = set(self._own_lanes())
+        lacking = 0
+        for lane in await self._log.lanes(channel):
+            if site_of(lane.origin) != self._home.site or lane in own:
+                continue
+            mark = marks.get(lane_field(lane), 0)
+            if (await self._log.span(lane)).last <= mark:
+                self._behind.pop(lane, None)
+                continue
+            since = self._behind.setdefault(lane, now)
+            if now - since < HELP_AFTER_S and held(self._fs, f"{self._home.origins}/{lane.origin}"):
+                lacking += 1
+                continue
+            marks[lane_field(lane)] = await self._relay.copy(lane)
+        return lacking
+
+    async def _trim(self, channel: str, marks: dict[str, int], holders: dict[str, Shared], acks: Any) -> None:
+        ours = [field for field in marks if (lane := lane_of(channel, field)) and site_of(lane.origin) == self._home.site]
+        if not ours:
+            return
+        arguments: list[str | int] = []
+        for lane_name, through in trim_limits(channel, marks, holders, acks).items():
+            arguments += (lane_name, through)
+        await self._link.script(TRIM, (self._keys.stream(channel),), self._settings.max_stream_length, TRIM_BATCH,
+                                *arguments)
+
+    def _store(self, state: RemoteState) -> None:
+        """Leave it for the janitor of this home."""
+        path = f"{self._home.path}/{STATE_FILE}"
+        temporary = f"{path}.{self._runtime.token(4)}"
+        fd = self._fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            data = encode_state(state)
+            written = self._fs.write(fd, data)
+        finally:
+            self._fs.close(fd)
+        if written == len(data):
+            self._fs.rename(temporary, path)
+        else:
+            with suppress(OSError):
+                self._fs.unlink(temporary)
+
+    def stranded(self, lanes: Iterable[Lane]) -> list[Lane]:
+        """Of these, the lanes that were behind at the last sweep."""
+        return [lane for lane in lanes if lane in self._behind]
+
+
+def _checked(answer: Any) -> Any:
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def marks_of(answer: dict[bytes, bytes]) -> dict[str, int]:
+    """The sequences in a hash of marks; what somebody else put there is none."""
+    found = {field.decode("utf-8", "replace"): sequence_in(mark.partition(b":")[0]) for field, mark in answer.items()}
+    return {field: seq for field, seq in found.items() if seq is not None}

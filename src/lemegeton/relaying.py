@@ -1,0 +1,199 @@
+"""Relaying: what this process publishes reaches a Redis as soon as that takes it.
+
+One task.  A record that was appended marks its lane; the task copies marked lanes, several side by side, and asks for
+every mark again when the link comes up and every 5 s, because a Redis may forget while nobody sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+from lemegeton.checkpoint import Checkpoint, Header, Marks, VolatileMarks, settled_at
+from lemegeton.errors import LemegetonError, LogError, RedisLost
+from lemegeton.events import Observer, RelayStalled
+from lemegeton.lane import Lane
+from lemegeton.logs.redis_link import Link
+from lemegeton.relay import Relay
+from lemegeton.seams import Fs
+
+LANES_AT_ONCE = 16
+PROBE_S = 5.0
+STALL_RETRY_S = 1.0
+"""How long a lane that the Redis refused rests."""
+
+
+class Accepted:
+    """How far any Redis accepted each lane, kept over restarts, and who waits for more (`relay.Told`).
+
+    A store that does not survive only means that some who listen without reading are told twice."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._closed = False
+        self._shared: dict[Lane, int] = {}
+        """How far the shared Redis accepted each lane since this began."""
+        self._waiting: dict[Lane, list[tuple[int, asyncio.Future[None]]]] = {}
+
+    def get(self, lane: Lane) -> int:
+        row = None if self._closed else self._marks.find(lane)
+        return 0 if row is None else self._marks.cells[settled_at(row)]
+
+    def put(self, lane: Lane, seq: int) -> None:
+        """The shared Redis has it."""
+        self.note(lane, seq)
+        self._shared[lane] = max(seq, self._shared.get(lane, 0))
+        if lane in self._waiting:
+            self._wake(lane, seq)
+
+    def note(self, lane: Lane, seq: int) -> None:
+        """Some Redis has it."""
+        if self._closed:  # an answer that was under way
+            return
+        row = self._marks.find(lane)
+        if row is None:
+            with suppress(LemegetonError, OSError):
+                row = self._marks.add(lane, 0)
+        if row is not None and self._marks.cells[settled_at(row)] < seq:
+            self._marks.cells[settled_at(row)] = seq
+
+    def _wake(self, lane: Lane, seq: int) -> None:
+        left = [wait for wait in self._waiting.pop(lane) if not wait[1].done()]
+        for wanted, reached in left:
+            if wanted <= seq:
+                reached.set_result(None)
+        left = [wait for wait in left if not wait[1].done()]
+        if left:
+            self._waiting[lane] = left
+
+    async def reached(self, lane: Lane, seq: int) -> None:
+        """Return when this record is accepted."""
+        if self._shared.get(lane, 0) >= seq:
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(lane, []).append((seq, done))
+        await done
+
+    def close(self) -> None:
+        """Let the marks go."""
+        self._closed = True
+        self._marks.close()
+
+
+def open_marks(fs: Fs, directory: str, origin: str, boot_id: str, wall_ms: int) -> Marks:
+    """The marks of an origin's lanes on disk; in memory where they cannot be had."""
+    try:
+        return Checkpoint(fs, directory, Header(f"told~{origin}", (), boot_id, wall_ms))
+    except (LemegetonError, OSError):
+        return VolatileMarks()
+
+
+class Relaying:
+    """See the module.  ``paused`` stops it (isolated by hand); nothing is lost meanwhile."""
+
+    def __init__(
+        self, relay: Relay, link: Link, own_lanes: Callable[[], Sequence[Lane]], paused: Callable[[], bool],
+        observe: Observer
+    ) -> None:
+        self._relay = relay
+        self._link = link
+        self._own_lanes = own_lanes
+        self._paused = paused
+        self._observe = observe
+        self._marked: dict[Lane, None] = {}
+        self._resting: dict[Lane, asyncio.TimerHandle] = {}
+        self._news = asyncio.Event()
+        self._closing = False
+        self._busy = 0
+        self._end = link.on_change(self._on_change)
+
+    def appended(self, lane: Lane) -> None:
+        """There is something new in this lane."""
+        if lane not in self._marked and lane not in self._resting:
+            self._marked[lane] = None
+            self._news.set()
+
+    def _on_change(self, up: bool) -> None:
+        self._relay.forget()
+        if up:
+            self.mark(self._own_lanes())
+
+    def mark(self, lanes: Iterable[Lane]) -> None:
+        """Have these lanes looked at now."""
+        self._wake_all()
+        self._marked.update(dict.fromkeys(lanes))
+        self._news.set()
+
+    @property
+    def idle(self) -> bool:
+        """True while everything that was appended has been accepted."""
+        return not self._marked and not self._resting and not self._busy
+
+    async def run(self) -> None:
+        """Relay until `close`."""
+        loop = asyncio.get_running_loop()
+        probe_at = loop.time() + PROBE_S
+        while not self._closing:
+            timer = loop.call_at(probe_at, self._news.set)
+            await self._news.wait()
+            timer.cancel()
+            self._news.clear()
+            if loop.time() >= probe_at:
+                probe_at = loop.time() + PROBE_S
+                await self._probe()
+            while self._marked and self._link.up and not self._paused() and not self._closing:
+                lanes = list(self._marked)[:LANES_AT_ONCE]
+                for lane in lanes:
+                    del self._marked[lane]
+                self._busy = len(lanes)
+                if len(lanes) == 1:  # the usual case, without a task of its own
+                    await self._copy(lanes[0])
+                else:
+                    async with asyncio.TaskGroup() as group:
+                        for lane in lanes:
+                            group.create_task(self._copy(lane))
+                self._busy = 0
+
+    async def _probe(self) -> None:
+        """Lanes whose mark went back are copied again from there."""
+        if not self._link.up or self._paused():
+            return
+        for lane in self._own_lanes():
+            try:
+                if await self._relay.probe(lane) is not None:
+                    self.appended(lane)
+            except (LogError, OSError):
+                return
+
+    async def _copy(self, lane: Lane) -> None:
+        try:
+            await self._relay.copy(lane)
+        except RedisLost:  # unknown: it is asked for its mark when the link is up again
+            self._rest(lane)
+        except (LogError, OSError) as error:
+            self._observe(RelayStalled(self._link.name, lane, str(error)))
+            self._rest(lane)
+
+    def _rest(self, lane: Lane) -> None:
+        """Ask again in a while, whatever is appended meanwhile: a Redis that refuses is not asked at every message."""
+        self._marked.pop(lane, None)
+        self._resting[lane] = asyncio.get_running_loop().call_later(STALL_RETRY_S, self._rested, lane)
+
+    def _rested(self, lane: Lane) -> None:
+        del self._resting[lane]
+        self.appended(lane)
+
+    def _wake_all(self) -> None:
+        resting, self._resting = self._resting, {}
+        for lane, timer in resting.items():
+            timer.cancel()
+            self._marked[lane] = None
+
+    def close(self) -> None:
+        """Have `run` return."""
+        self._closing = True
+        self._end()
+        for timer in self._resting.values():
+            timer.cancel()
+        self._news.set()

@@ -1,0 +1,109 @@
+"""A Redis in the simulated world: every fault strikes and leaves nothing behind, and a seed is one run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from random import Random
+
+import pytest
+
+from lemegeton.testing.sim_faults import FAULTS
+from lemegeton.testing.sim_loop import SimLoop
+from lemegeton.testing.sim_plan import SHARED_URL, local_url, make_plan
+from lemegeton.testing.sim_redis_faults import REDIS_FAULTS
+from lemegeton.testing.sim_world import World
+from lemegeton.testing.simulation import STRIKES, observe, plan_of, simulate
+
+
+def nobody(_: object) -> None:
+    """Nobody is told."""
+
+
+async def strike(world: World, name: str, seed: int) -> list[str]:
+    """Strike while a client of each site asks for something every now and then; what became of its commands."""
+    net, ends, over = world.net, [], False
+    assert net is not None
+
+    async def client(who: str) -> None:
+        lost = asyncio.Event()
+        while not over:
+            await asyncio.sleep(0.1)
+            try:
+                lost.clear()
+                wire = await net.dialer(who)(SHARED_URL, nobody if who.endswith("ear#1") else None, lambda _: lost.set())
+                wire.send("SUBSCRIBE", "c")
+                while not lost.is_set() and not over:
+                    if not who.endswith("ear#1"):
+                        await asyncio.wait_for(wire.call("XADD", "message-stream:c", "*", "a", "b"), 5)
+                        wire.send("HSET", "relay:{message-stream:c}", "lane", "1:aa")
+                        wire.send("PUBLISH", "c", b"x" * 300)
+                    await asyncio.sleep(0.05)
+            except Exception as error:
+                ends.append(type(error).__name__)
+
+    clients = [asyncio.create_task(client(f"{site.name}/{name}")) for site in world.sites
+               for name in (f"{site.processes[0].spec.name}#1", "ear#1")]
+    await asyncio.sleep(2)
+    assert await REDIS_FAULTS[name](world, Random(seed))
+    await asyncio.sleep(0.5)
+    over = True
+    await world.heal()
+    await asyncio.gather(*clients)
+    for url in (SHARED_URL, *(local_url(site.name) for site in world.sites)):
+        wire = await net.dialer("anybody")(url, None, nobody)
+        assert await wire.call("SET", "a", 1) == b"OK"
+    assert net.fuse is None
+    return ends
+
+
+@pytest.mark.parametrize("name", REDIS_FAULTS)
+def test_every_fault_strikes_and_leaves_nothing_behind(name: str) -> None:
+    for seed in range(6):
+        loop = SimLoop()
+        world = World(make_plan(seed, (name,), redis=True), loop)
+        world.over = True  # no process of it is to run
+        loop.run_until_complete(loop.create_task(strike(world, name, seed), context=world.context))
+        assert loop.broken == []
+        loop.close()
+
+
+def test_elsewhere_there_is_nothing_to_strike() -> None:
+    async def main() -> None:
+        for hit in REDIS_FAULTS.values():
+            assert not await hit(world, Random(1))
+
+    loop = SimLoop()
+    world = World(make_plan(1, tuple(FAULTS)), loop)
+    loop.run_until_complete(main())
+    loop.close()
+
+
+def test_every_kind_is_drawn_and_sites_share_a_redis() -> None:
+    plans = [plan_of(seed, redis=True) for seed in range(60)]
+    assert {fault.kind for plan in plans for fault in plan.faults} == set(STRIKES) - {"clone"}
+    assert {len(plan.sites) for plan in plans} == {2, 3}
+    settings = [process.settings for plan in plans for site in plan.sites for process in site.processes]
+    assert {each["redis_url"] for each in settings} == {SHARED_URL}
+    assert {send.ack for plan in plans for site in plan.sites for process in site.processes for send in process.sends} == {
+        "local", "disk", "handled", "redis"}
+
+
+def test_sites_hear_each_other_and_nothing_breaks() -> None:
+    for seed in (0, 4):
+        report, world = observe(plan_of(seed, redis=True))
+        heard = {(event.site, event.origin.split("~")[1]) for event in world.events if event.ev == "start"}
+        assert len(heard) > len(world.sites)
+        assert not {"broken", "raised", "untyped", "leak"} & {violation.kind for violation in report.violations}
+
+
+def test_a_seed_is_the_same_run_whatever_the_hash_seed() -> None:
+    answers = {simulate(2, redis=True).trace}
+    for hash_seed in ("0", "1"):
+        command = [sys.executable, "-m", "lemegeton.testing.simulation", "--redis", "--trace", "--first", "2", "--seeds", "1"]
+        environ = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+        answers.add(done.stdout.split()[1])
+    assert len(answers) == 1
