@@ -13,9 +13,7 @@ Everything it does may be done twice, by anybody, at any time; the lock only spa
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -24,12 +22,12 @@ from lemegeton.checkpoint import held
 from lemegeton.config import Settings
 from lemegeton.errors import LogError, RedisRefused
 from lemegeton.events import Observer, RelayStalled, SubscriptionExpired
-from lemegeton.home import Home
+from lemegeton.home import OWN_FILE, Home, replace_file
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
 from lemegeton.logs.janitor import Holders
 from lemegeton.logs.origin import site_of
-from lemegeton.logs.redis_entries import Keys, lane_field, lane_of, sequence_in
+from lemegeton.logs.redis_entries import Keys, lane_field, lane_of, marks_of
 from lemegeton.logs.redis_link import Link, pairs
 from lemegeton.logs.redis_scripts import TRIM
 from lemegeton.relay import Relay
@@ -45,7 +43,6 @@ SEEN_S = 30.0
 HELP_AFTER_S = 1.0
 AT_ONCE = 16
 TRIM_BATCH = 512
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class ToldOfAll:
@@ -146,7 +143,7 @@ class Bridge:
 
     def _take_lock(self) -> bool:
         if self._fd < 0:
-            self._fd = self._fs.open(f"{self._home.path}/bridge.lock", _LOCK_FLAGS, 0o600)
+            self._fd = self._fs.open(f"{self._home.path}/bridge.lock", OWN_FILE, 0o600)
         self.holds = self.holds or self._fs.lock(self._fd)
         return self.holds
 
@@ -268,32 +265,10 @@ class Bridge:
 
     def _store(self, state: RemoteState) -> None:
         """Leave it for the janitor of this home."""
-        path = f"{self._home.path}/{STATE_FILE}"
-        temporary = f"{path}.{self._runtime.token(4)}"
-        fd = self._fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            data = encode_state(state)
-            written = self._fs.write(fd, data)
-        finally:
-            self._fs.close(fd)
-        if written == len(data):
-            self._fs.rename(temporary, path)
-        else:
-            with suppress(OSError):
-                self._fs.unlink(temporary)
-
-    def stranded(self, lanes: Iterable[Lane]) -> list[Lane]:
-        """Of these, the lanes that were behind at the last sweep."""
-        return [lane for lane in lanes if lane in self._behind]
+        replace_file(self._fs, f"{self._home.path}/{STATE_FILE}", encode_state(state), self._runtime.token(4))
 
 
 def _checked(answer: Any) -> Any:
     if isinstance(answer, BaseException):
         raise answer
     return answer
-
-
-def marks_of(answer: dict[bytes, bytes]) -> dict[str, int]:
-    """The sequences in a hash of marks; what somebody else put there is none."""
-    found = {field.decode("utf-8", "replace"): sequence_in(mark.partition(b":")[0]) for field, mark in answer.items()}
-    return {field: seq for field, seq in found.items() if seq is not None}

@@ -18,13 +18,13 @@ from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, chec
 from lemegeton.codec import Draft, check_draft, encode, ttl_ms
 from lemegeton.errors import BusClosed, InvalidMessage, NameTaken, NotReached
 from lemegeton.events import BusBroken, Event
+from lemegeton.handled import handled
 from lemegeton.history import newest
 from lemegeton.logs.base import Position
 from lemegeton.message import Message, MessagePriority, Receipt
 from lemegeton.modes import CoordinationMode
 from lemegeton.observing import Observing
 from lemegeton.osfs import at_fork
-from lemegeton.retention import Holder
 from lemegeton.seams import Runtime
 from lemegeton.site import Site, open_site
 from lemegeton.stats import Stats
@@ -33,7 +33,6 @@ from lemegeton.subscription import Start, Subscription, UserHandler
 
 Ack = Literal["local", "disk", "redis", "redis-disk", "handled"]
 KNOWN_CHANNELS_MAX = 10_000
-HANDLED_POLL_S = (0.001, 0.05)
 TICK_S = 1.0
 BROKEN = "broken: its tasks ended by an error of their own, which `stop` raises"
 NAME_TRIES = 5
@@ -248,31 +247,13 @@ class MessageBus:
                     return await site.log.append(channel, body, draft.priority, made=made, disk=True)
                 position = await site.log.append(channel, body, draft.priority, made=made)
                 if ack == "handled":
-                    await self._handled(site, position)
+                    await handled(site, position)
                 elif ack != "local":
                     await site.reach(position, ack)
                 return position
         except TimeoutError:
             raise NotReached(f"publish to {channel}: level {ack!r} not reached within {timeout_s} s; the message is "
                              "stored and still goes") from None
-
-    async def _handled(self, site: Site, position: Position) -> None:
-        """Return when every durable subscription known at the start has settled the record."""
-        pause_s, pause_max_s = HANDLED_POLL_S
-        while (holders := _holders(site)) is None:
-            await asyncio.sleep(pause_max_s)
-        waiting = {holder.name for holder in holders if holder.matches(position.lane.channel)}
-        if not waiting:
-            raise NotReached(f"publish to {position.lane.channel}: no durable subscription listens, so nobody can have "
-                             "handled it; the message is stored and still goes")
-        while True:
-            holders = _holders(site)
-            if holders is not None and not any(
-                holder.name in waiting and holder.settled(position.lane) < position.seq for holder in holders
-            ):
-                return
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_max_s, pause_s * 1.5)
 
     async def publish_to_agent(self, agent: str, payload: Any, **options: Any) -> Receipt:
         """`publish` to the channel of one agent."""
@@ -396,11 +377,3 @@ class MessageBus:
             disk_used=usage.used, disk_limit=usage.limit, disk_holder=usage.holder, waiting_publishers=usage.waiting,
             running=tuple(running for s in self._subscriptions for running in s.running()),
             subscriptions=tuple(s.stats() for s in self._subscriptions), events=dict(self._observing.counts))
-
-
-def _holders(site: Site) -> list[Holder] | None:
-    """The durable subscriptions; None while they cannot be read: the message is stored, only the answer has to wait."""
-    try:
-        return site.holders()
-    except OSError:
-        return None

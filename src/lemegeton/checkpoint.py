@@ -26,7 +26,7 @@ import msgspec
 
 from lemegeton.channels import check_pattern, encode_name
 from lemegeton.errors import CheckpointFull, InvalidMessage, NameTaken
-from lemegeton.home import store, sync_directory
+from lemegeton.home import OWN_FILE, store, sync_directory
 from lemegeton.lane import Lane
 from lemegeton.seams import Fs
 
@@ -41,7 +41,6 @@ _VALID_MARK = 0x4C454D45
 _LOCK_SUFFIX = ".lock"
 IDS_SUFFIX = ".ids"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_WRITE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -129,12 +128,12 @@ class Checkpoint:
         self._mapped: memoryview | None = None
         self.closed = False
         self.cells = memoryview(b"").cast("Q")
-        self._lock = fs.open(self._path + _LOCK_SUFFIX, _WRITE)
+        self._lock = fs.open(self._path + _LOCK_SUFFIX, OWN_FILE)
         try:
             if not fs.lock(self._lock):
                 raise NameTaken(f"durable subscription {header.name!r}: another live process holds it; stop that one "
                                 "or use another name")
-            self._fd = fs.open(self._path, _WRITE)
+            self._fd = fs.open(self._path, OWN_FILE)
         except BaseException:
             fs.close(self._lock)
             raise
@@ -365,7 +364,7 @@ def held(fs: Fs, path: str) -> bool:
 
 def forget(fs: Fs, path: str) -> bool:
     """Drop the place of a subscription that nobody holds; false if somebody does."""
-    lock = fs.open(path + _LOCK_SUFFIX, _WRITE, 0o600)
+    lock = fs.open(path + _LOCK_SUFFIX, OWN_FILE, 0o600)
     try:
         if not fs.lock(lock):
             return False

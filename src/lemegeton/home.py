@@ -23,6 +23,8 @@ DIRECTORY = ".lemegeton"
 _DIRS = ("messages", "origins", "cursors")
 _SITE_FILE = "site"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""How a small file of ours is opened that is there or is made, such as a lock or a checkpoint."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 NETWORK_FS = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "afs", "glusterfs", "lustre"))
 
@@ -139,12 +141,12 @@ def check_file(fs: Fs, fd: int, path: str, uid: int) -> None:
         raise HomeRefused(f"home: {path} is not a regular file of this user with one name; move it away")
 
 
-def read_file(fs: Fs, path: str, uid: int) -> bytes:
-    """All of a small file of ours."""
+def read_file(fs: Fs, path: str, uid: int, bytes_max: int | None = None) -> bytes:
+    """All of a file of ours, or no more than its first ``bytes_max`` bytes."""
     fd = fs.open(path, _READ)
     try:
         check_file(fs, fd, path, uid)
-        return fs.pread(fd, fs.fstat(fd).st_size, 0)
+        return fs.pread(fd, fs.fstat(fd).st_size if bytes_max is None else bytes_max, 0)
     finally:
         fs.close(fd)
 
@@ -208,7 +210,7 @@ SITE_WAIT_S = 0.005
 def _write_site(runtime: Runtime, file: str, text: bytes, bound: str) -> bool:
     """Write the id under the lock of its file, unless somebody did; false while another process holds the lock."""
     fs = runtime.fs
-    fd = fs.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    fd = fs.open(file, OWN_FILE, 0o600)
     try:
         if not fs.lock(fd):
             return False

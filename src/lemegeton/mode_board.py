@@ -23,10 +23,10 @@ from typing import Any
 import msgspec
 
 from lemegeton.codec import Draft, encode
-from lemegeton.errors import LogError, RedisLost, RedisRefused
+from lemegeton.errors import LogError, RedisRefused
 from lemegeton.events import ModeUntold, Observer
 from lemegeton.logs.redis_entries import Keys
-from lemegeton.logs.redis_link import Link
+from lemegeton.logs.redis_link import Link, answered
 from lemegeton.message import MessageType
 from lemegeton.mode_rules import CoordinationMode
 
@@ -157,11 +157,8 @@ async def read_history(link: Link, keys: Keys, count: int) -> list[Transition]:
     """The newest ``count`` transitions a Redis was told of, oldest first; what is none is left out.
 
     `RedisLost` and `RedisRefused` say why they cannot be had."""
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            answer = await link.call("ZRANGE", keys.history, 0, count - 1, "REV")
-    except TimeoutError:
-        raise RedisLost(f"redis ({link.name}): no answer within {ANSWER_S} s") from None
+    asked = link.call("ZRANGE", keys.history, 0, count - 1, "REV")
+    answer = await answered(asked, ANSWER_S, f"redis ({link.name})")
     found: list[Transition] = []
     for data in reversed(answer):
         with suppress(msgspec.MsgspecError, ValueError):

@@ -62,7 +62,6 @@ class RedisSide:
         self._accepted: Accepted | None = None
         self._forks: set[Lane] = set()
         self._closing = asyncio.Event()
-        self._group: asyncio.TaskGroup | None = None
         self.keys = Keys(settings.namespace)
         self.link = Link("shared", settings.redis_url, runtime.dial, observe)
         self.modes = CoordinationModeManager(self.link, None, home=home.path, settings=settings, name=name,
@@ -131,7 +130,6 @@ class RedisSide:
 
     async def start(self, group: asyncio.TaskGroup) -> None:
         """Serve; returns after the first attempt to connect, at the latest after 2 s."""
-        self._group = group
         for serve in (self.link.run, self._redis_log.run, self._relaying.run, self._bridge.run, self.modes.run,
                       self._keep_local):
             group.create_task(serve())

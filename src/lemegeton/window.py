@@ -16,6 +16,7 @@ import hashlib
 import os
 import struct
 
+from lemegeton.home import OWN_FILE
 from lemegeton.seams import Fs
 
 IDS_MAX = 100_000
@@ -27,7 +28,6 @@ AHEAD_SLOTS = 1024
 """As many handlers may be at a message with a given id when the disk fills up, and still all be remembered."""
 _SLOT = struct.Struct("=16sQQ")
 _WORDS = _SLOT.size // 8
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class IdWindow:
@@ -53,7 +53,7 @@ class IdWindow:
 
     def _load(self, path: str) -> None:
         try:
-            self._fd = self._fs.open(path, _FLAGS & ~os.O_CREAT)
+            self._fd = self._fs.open(path, OWN_FILE & ~os.O_CREAT)
         except FileNotFoundError:
             return
         data = self._fs.pread(self._fd, self._ids_max * _SLOT.size, 0)
@@ -115,7 +115,7 @@ class IdWindow:
         if slots * _WORDS <= len(self._cells):
             return
         if self._fd < 0:
-            self._fd = self._fs.open(path, _FLAGS, 0o600)
+            self._fd = self._fs.open(path, OWN_FILE, 0o600)
         if slots > self._allocated:
             room = min(max(slots, self._allocated + GROW_SLOTS), self._ids_max)
             self._fs.allocate(self._fd, 0, room * _SLOT.size)

@@ -23,7 +23,6 @@ from lemegeton.seams import Runtime
 
 SHOWN = 10
 NAMES = [*(mode.value for mode in ORDER), AUTO]
-LOOK_AGAIN_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)

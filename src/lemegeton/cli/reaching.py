@@ -15,7 +15,7 @@ from lemegeton.config import without_secrets
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
 from lemegeton.logs.origin import site_of
-from lemegeton.logs.redis_entries import Keys, lane_field
+from lemegeton.logs.redis_entries import Keys, lane_field, marks_of
 from lemegeton.logs.redis_link import Link, pairs
 from lemegeton.osfs import OsFs, os_runtime
 from lemegeton.site import FileSite
@@ -67,8 +67,7 @@ async def relayed(site: FileSite) -> Relayed | None:
 async def _lag(site: FileSite, link: Link, found: Relayed) -> Relayed:
     keys, fs, stranded = Keys(site.settings.namespace), OsFs(), []
     for channel in await site.log.channels():
-        marks = {name.decode(): int(mark.partition(b":")[0])
-                 for name, mark in pairs(await link.call("HGETALL", keys.marks(channel))).items()}
+        marks = marks_of(pairs(await link.call("HGETALL", keys.marks(channel))))
         for lane, missing in (await _missing(site.log, site.home.site, channel, marks)).items():
             found.lag[channel] = found.lag.get(channel, 0) + missing
             if not held(fs, f"{site.home.origins}/{lane.origin}"):

@@ -6,7 +6,6 @@ lock file for the others.  It needs no origin's lock: a segment that is followed
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from itertools import pairwise
 from zlib import crc32
@@ -15,7 +14,7 @@ from lemegeton.channels import compile_glob
 from lemegeton.checkpoint import CheckpointView, Header, checkpoint_names, forget, held
 from lemegeton.config import Settings
 from lemegeton.events import Observer, SubscriptionExpired
-from lemegeton.home import Home, read_file
+from lemegeton.home import OWN_FILE, Home, read_file
 from lemegeton.lane import Chain, Lane, chain_of
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.reader import Reader
@@ -25,7 +24,6 @@ from lemegeton.segment import LINE_OVERHEAD, NUMBER_MAX
 from lemegeton.sharing import STATE_FILE, RemoteState, decode_state
 
 UNRELAYED = "the shared Redis, which has not taken it yet"
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _RECORD = 512
 
 
@@ -129,7 +127,7 @@ class Janitor:
     def counted(self) -> tuple[int, str] | None:
         """What the last janitor of this site counted."""
         if self._fd < 0:
-            self._fd = self._fs.open(f"{self._home.path}/janitor.lock", _LOCK_FLAGS, 0o600)
+            self._fd = self._fs.open(f"{self._home.path}/janitor.lock", OWN_FILE, 0o600)
         return _parse(self._fs.pread(self._fd, _RECORD, 0))
 
     def _segments(self) -> list[SegmentInfo]:

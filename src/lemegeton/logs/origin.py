@@ -19,12 +19,11 @@ from zlib import crc32
 
 from lemegeton.channels import encode_name
 from lemegeton.errors import LogError
-from lemegeton.home import Home, check_file, store, sync_directory
+from lemegeton.home import OWN_FILE, Home, check_file, store, sync_directory
 from lemegeton.seams import Fs, Runtime
 
 ORIGINS_MAX = 10_000
 _SLOT = 128
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NONE_CONTINUABLE = 2**62
 
@@ -99,7 +98,7 @@ def try_origin(runtime: Runtime, home: Home, origin: str) -> Origin | None:
     """Take this origin if nobody holds it and its lock file can be trusted."""
     fs = runtime.fs
     path = f"{home.origins}/{origin}.lock"
-    fd = fs.open(path, _FLAGS, 0o600)
+    fd = fs.open(path, OWN_FILE, 0o600)
     try:
         check_file(fs, fd, path, runtime.uid)
         if fs.lock(fd):

@@ -18,16 +18,16 @@ from typing import Any
 
 from lemegeton.channels import check_channel
 from lemegeton.codec import Head, head_of
-from lemegeton.errors import BusClosed, InvalidMessage, LogError, RedisLost, RedisRefused
+from lemegeton.errors import BusClosed, InvalidMessage, LogError, RedisRefused
 from lemegeton.events import Observer, Refused
 from lemegeton.lane import Lane
 from lemegeton.logs.base import GONE, READ_BYTES, Batch, Cursor, Marker, Position, Ring, Span
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.redis_ears import Ears
-from lemegeton.logs.redis_entries import Keys, entry_of, lane_of, sequence_in
+from lemegeton.logs.redis_entries import Keys, entry_of, lane_of, marks_of
 from lemegeton.logs.redis_feed import Feed, Shelf
 from lemegeton.logs.redis_foreign import HEARD, NEW_ENTRIES, foreign_lane, heard_lane, is_sparse, placed
-from lemegeton.logs.redis_link import Link, pairs
+from lemegeton.logs.redis_link import Link, answered, pairs
 from lemegeton.logs.redis_scan import CALL_S, Scan
 from lemegeton.segment import NUMBER_MAX, is_origin
 
@@ -262,10 +262,9 @@ class RedisLog:
         feed = self._feed(channel)
         first = not feed.met
         feed.seen = feed.met = True
-        for field, mark in pairs(answer).items():
-            lane = lane_of(channel, field.decode("utf-8", "replace"))
-            seq = sequence_in(mark.partition(b":")[0])
-            if lane is not None and site_of(lane.origin) != self._site and seq is not None:
+        for field, seq in marks_of(pairs(answer)).items():
+            lane = lane_of(channel, field)
+            if lane is not None and site_of(lane.origin) != self._site:
                 feed.marks[lane] = seq
         if first:
             feed.contact = dict(feed.marks)
@@ -278,11 +277,7 @@ class RedisLog:
         return feed
 
     async def _answer(self, asked: Awaitable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(CALL_S):
-                return await asked
-        except TimeoutError:
-            raise RedisLost(f"redis ({self._link.name}): no answer within {CALL_S} s") from None
+        return await answered(asked, CALL_S, f"redis ({self._link.name})")
 
     # ------------------------------------------------------------------------------------------ the log
 

@@ -18,7 +18,7 @@ stands for records: ``type`` `skip` (expired, not sent) or `gone` (its log does 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -105,6 +105,12 @@ def lane_of(channel: str, field: str) -> Lane | None:
 def sequence_in(text: bytes) -> int | None:
     """A sequence that somebody wrote down; None for anything else."""
     return seq if text.isdigit() and len(text) <= NUMBER_DIGITS and (seq := int(text)) < SEQUENCE_END else None
+
+
+def marks_of(answer: Mapping[bytes, bytes]) -> dict[str, int]:
+    """The sequences in a hash of marks; what somebody else put there is none."""
+    found = {field.decode("utf-8", "replace"): sequence_in(mark.partition(b":")[0]) for field, mark in answer.items()}
+    return {field: seq for field, seq in found.items() if seq is not None}
 
 
 class Entry(NamedTuple):

@@ -222,6 +222,15 @@ def _unheard(answer: Awaitable[Any]) -> None:
     asyncio.ensure_future(answer).add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
+async def answered(asked: Awaitable[Any], wait_s: float, where: str) -> Any:
+    """The answer, or `RedisLost` that says where none came within ``wait_s``."""
+    try:
+        async with asyncio.timeout(wait_s):
+            return await asked
+    except TimeoutError:
+        raise RedisLost(f"{where}: no answer within {wait_s} s") from None
+
+
 def pairs(answer: Any) -> dict[bytes, bytes]:
     """A hash as either version of the protocol answers it."""
     return answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))

@@ -11,14 +11,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from lemegeton.codec import Head
-from lemegeton.errors import InvalidMessage, RedisLost
+from lemegeton.errors import InvalidMessage
 from lemegeton.events import Observer, Refused
 from lemegeton.lane import Lane
 from lemegeton.logs.base import GONE, SKIP, Batch, Found, Marker
 from lemegeton.logs.redis_entries import Entry, Keys, entry_of, lane_field
 from lemegeton.logs.redis_feed import Asked, Feed, Shelf
 from lemegeton.logs.redis_foreign import foreign_lane, is_sparse, placed, sequence_of_id
-from lemegeton.logs.redis_link import Link
+from lemegeton.logs.redis_link import Link, answered
 
 CHUNK = 256
 """How many entries one XRANGE asks for."""
@@ -92,11 +92,7 @@ class Scan:
         """The entries of other sites behind an id, chunk by chunk; one that is no message is reported once."""
         while True:
             asked = self._link.call("XRANGE", key, id_text(start), "+", "COUNT", CHUNK)
-            try:
-                async with asyncio.timeout(CALL_S):
-                    answer = await asked
-            except TimeoutError:
-                raise RedisLost(f"redis ({self._link.name}): {key}: no answer within {CALL_S} s") from None
+            answer = await answered(asked, CALL_S, f"redis ({self._link.name}): {key}")
             chunk = []
             for raw in answer:
                 if raw[1] is None:  # deleted between two steps of the server
