@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SEEDS ?= 500
 ROUNDS ?= 200
+PEERS ?= 1
 SCHEDULES ?= 30
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
@@ -50,8 +51,12 @@ chaos: $(MADE)
 transitions: $(MADE)
 	$(BIN)/python chaos/transitions.py
 
-bench: $(MADE)
-	$(BIN)/python benchmarks/run.py
+bench: $(MADE) $(if $(filter 0,$(PEERS)),,$(VENV)/.peers)
+	$(BIN)/python benchmarks/run.py $(if $(filter 0,$(PEERS)),--no-peers)
+
+$(VENV)/.peers: $(MADE)
+	PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[bench]' && touch $@ || echo 'not every peer could be installed: RESULTS.md names what is missing'
 
 # The hub and agent of the original, with Node's own client; fetches that first.
 wire: $(MADE) $(NODE)/.made

@@ -201,12 +201,13 @@ def _row(figure: str, samples: Samples, bench: Bench) -> Row:
     unit = " µs" if "latency" in figure else ""
     group = f"; {median(bench.groups):.0f} a sync" if figure in (DISK, BARE_DISK) else ""
     return Row(
-        figure, _spread(ours, unit) + group, f"{side}: {_spread(other, unit)}", f"{ratio:.2f}",
+        figure, spread(ours, unit) + group, f"{side}: {spread(other, unit)}", f"{ratio:.2f}",
         f"{'≥' if at_least else '≤'} {limit}" if limit else "–",
         None if not limit else (ratio >= limit if at_least else ratio <= limit))
 
 
-def _spread(values: list[float], unit: str) -> str:
+def spread(values: list[float], unit: str) -> str:
+    """The median, the smallest and the largest."""
     return f"{median(values):,.0f}{unit} ({min(values):,.0f}–{max(values):,.0f})"
 
 

@@ -97,18 +97,21 @@ async def fill(*, home: str, count: int, every: int) -> None:
 
 async def subscribe(
     *, home: str, count: int, patterns: Sequence[str] = (CHANNEL,), name: str = "reader", latency: bool = False,
-    every: int = 0, url: str = ""
+    every: int = 0, url: str = "", stamps: bool = False
 ) -> None:
     """Handle ``count`` messages in a durable subscription."""
     done = asyncio.get_running_loop().create_future()
     latencies: list[int] = []
     marks: list[float] = []
+    times: list[tuple[int, int]] = []
     seen = 0
 
     async def handle(message: Message) -> None:
         nonlocal seen
         if latency:
             latencies.append(time.perf_counter_ns() - int(message.payload["t"][:STAMP_CHARS]))
+        if stamps:
+            times.append((int(message.payload["t"][:STAMP_CHARS]), time.perf_counter_ns()))
         seen += 1
         if every and seen % every == 0:
             marks.append(memory()["VmRSS"])
@@ -118,7 +121,7 @@ async def subscribe(
     async with MessageBus("receiver", **settings(home, url)) as bus:
         await bus.subscribe(list(patterns), handle, durable=name, start="earliest")
         ready()
-        tell(ended=await done, marks=marks, **percentiles(latencies), **memory())
+        tell(ended=await done, marks=marks, stamps=times, **percentiles(latencies), **memory())
 
 
 async def hold(*, home: str) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stand import Role, Samples, alone, directory, pair, rate
+from figures import Row, spread
+from stand import Role, Samples, alone, directory, median, pair, rate
 
 from lemegeton.config import Settings
 from lemegeton.logs.redis_replica import HARD_LENGTH
@@ -20,7 +21,9 @@ CHANNEL = "load-0"
 TASKS = BATCH = 64
 SLOW_HZ, FAST_HZ = 500, 5000
 KINDS = ("TCP", "unix socket")
+STREAM = f"message-stream:{CHANNEL}"
 HISTORY = 10_000
+OUTAGES, OUTAGE_S = 3, 5.0
 HISTORY_BAR_MB = 100.0
 
 THROUGHPUT = "{kind}, 64 tasks, msg/s"
@@ -81,9 +84,9 @@ class RedisBench:
         self.server.cli("FLUSHALL")
         with directory(self.root) as path:
             writer = Role("ours.py", "publish", home=str(path / "a"), count=1000, url=self.url("unix"))
-            alone(writer, until=lambda: self.server.cli("XLEN", f"message-stream:{CHANNEL}") == 1000)
+            alone(writer, until=lambda: self.server.cli("XLEN", STREAM) == 1000)
             wire = next(path.glob("a/messages/*/*.log")).read_text().splitlines()[-1][9:]
-        entry = self.server.cli("XREVRANGE", f"message-stream:{CHANNEL}", "+", "-", "COUNT", 1)[0]
+        entry = self.server.cli("XREVRANGE", STREAM, "+", "-", "COUNT", 1)[0]
         self.record = {"wire": wire, "fields": [field.decode() for field in entry[1]],
                        "length": Settings().max_stream_length * HARD_LENGTH}
 
@@ -166,25 +169,86 @@ class RedisBench:
         figure, count = LATENCY.format(kind=kind, hz=hz), int(hz * self.size.paced_s)
         return [lambda: self.ours(figure, kind, count, rate=hz),
                 lambda: self.by_hand(figure, kind, ALONE, count, rate=hz),
-                lambda: self.other(figure, kind, LIBRARY, count, rate=hz)]
+                *([lambda: self.other(figure, kind, LIBRARY, count, rate=hz)] if self.peers else [])]
+
+    # ------------------------------------------------------------------------------------------ once
+
+    def history(self) -> Row:
+        """What 10,000 messages of history take in the server."""
+        self.server.cli("FLUSHALL")
+        before = self._memory()
+        with directory(self.root) as path:
+            writer = Role("ours.py", "publish", home=str(path / "a"), count=HISTORY, url=self.url("unix"))
+            alone(writer, until=lambda: self._told() == HISTORY)
+        megabytes = (self._memory() - before) / 2**20
+        kept = self.server.cli("XLEN", STREAM)
+        return Row(f"{kept:,} messages of history, in the server", f"{megabytes:.1f} MB", "–", "–",
+                   f"< {HISTORY_BAR_MB:.0f} MB", megabytes < HISTORY_BAR_MB)
+
+    def _told(self) -> int:
+        marks = self.server.cli("HVALS", f"relay:{{{STREAM}}}")
+        return int(marks[0].partition(b":")[0]) if marks else 0
+
+    def _memory(self) -> int:
+        lines = self.server.cli("INFO", "memory").decode().split()
+        return int(next(line for line in lines if line.startswith("used_memory:")).partition(":")[2])
+
+    def outage(self) -> list[tuple[float, float]]:
+        """SIGKILL under 500 msg/s, back empty a second later: seconds to the next delivery on the same and the other site."""
+        found = []
+        for _ in range(OUTAGES):
+            self.server.cli("FLUSHALL")
+            with directory(self.root) as path:
+                found.append(self._outage(path))
+        return found
+
+    def _outage(self, path: Path) -> tuple[float, float]:
+        count, url = int(SLOW_HZ * OUTAGE_S), self.url("unix")
+        roles = [Role("ours.py", "subscribe", home=str(path / home), count=count, name=home, stamps=True, url=url)
+                 for home in "ab"]
+        roles.append(Role("ours.py", "publish", home=str(path / "a"), count=count, rate=SLOW_HZ, url=url))
+        try:
+            for role in roles:
+                role.hear()
+                role.go()
+            time.sleep(1.0)
+            killed = time.perf_counter_ns()
+            self.server.kill()
+            time.sleep(1.0)
+            self.server.start()
+            back = time.perf_counter_ns()
+            here, there = (role.hear()["stamps"] for role in roles[:2])
+            same = min(handled for published, handled in here if published > killed)
+            other = min(handled for published, handled in there if published > killed)
+            return (same - killed) / 1e9, (other - back) / 1e9
+        finally:
+            for role in roles:
+                role.end()
+
+    # ------------------------------------------------------------------------------------------ the table
+
+    def rows(self) -> list[Row]:
+        """What was measured, ours beside each other side."""
+        found = [self._row(figure, side, samples) for figure, samples in self.samples.items()
+                 for side in samples.sides if side != OURS]
+        outages = self.outage()
+        for n, what in enumerate(("on the same site, from the kill", "on the other site, from its return")):
+            times = [outage[n] * 1000 for outage in outages]
+            found.append(Row(f"server SIGKILLed and back empty: next delivery {what}", f"{spread(times, ' ms')}", "–", "–", "–",
+                             None))
+        return [*found, self.history()]
+
+    def _row(self, figure: str, side: str, samples: Samples) -> Row:
+        ours, other = samples.sides[OURS], samples.sides[side]
+        unit = "" if "msg/s" in figure.rpartition(", ")[2] else " µs"
+        ratio = median(ours) / median(other)
+        bar = BARS.get((figure, side), 0.0)
+        holds = None if not bar else (ratio >= bar if bar > 0 else ratio <= -bar)
+        return Row(figure, spread(ours, unit), f"{side}: {spread(other, unit)}", f"{ratio:.2f}",
+                   "–" if not bar else f"≥ {bar}" if bar > 0 else f"≤ {-bar}", holds)
 
 
 def redis_server() -> RedisServer | None:
     """The newest Valkey, else the newest Redis; None where there is no server."""
     found = sorted(servers(), key=lambda one: (one.name.startswith("valkey"), one.version))
     return RedisServer(found[-1].binary, tcp=True) if found else None
-
-
-if __name__ == "__main__":
-    import sys
-    import tempfile
-
-    with redis_server() as server:  # type: ignore[union-attr]
-        bench = RedisBench(Path(tempfile.mkdtemp()), REDIS_QUICK, server)
-        bench.probe()
-        for _ in range(int(sys.argv[1])):
-            begun = time.monotonic()
-            bench.round()
-            print(f"{time.monotonic() - begun:.1f} s")
-        for figure, samples in bench.samples.items():
-            print(figure, {side: [round(v, 1) for v in values] for side, values in samples.sides.items()})

@@ -1,6 +1,7 @@
-"""The bench: publisher process to subscriber process through files, beside the raw limit of the same minute.
+"""The bench: publisher process to subscriber process, through files and through a Redis, beside the limits of the same
+minute and beside peers.
 
-    python benchmarks/run.py [--rounds 5] [--quick]
+    python benchmarks/run.py [--rounds 5] [--no-peers] [--only files|redis] [--quick]
 
 Ours and the other side take turns; medians of the rounds with the smallest and largest.  Writes `RESULTS.md` beside
 this file and exits 1 where a bar does not hold.  ``--quick`` only shows that everything runs: it writes nothing and
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 from figures import QUICK, Bench, Row, Size, long_run, rows
+from redis_figures import REDIS_QUICK, RedisBench, RedisSize, missing, redis_server
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = ("figure", "ours", "raw or peer", "ratio", "bar", "holds")
@@ -47,51 +49,89 @@ def table(found: list[Row]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
-def report(found: list[Row], rounds: int, line_bytes: int, seconds: float, load: float) -> str:
+FILES = """## Files
+
+Ours: publish awaited → file → inotify → checksum, decode, intent, handler, settled, in a durable subscription of another
+process. Raw: `os.write` of lines of as many bytes → inotify → split. Raw with the disk: 64 asyncio tasks that append a ready
+line and share one write and one `fdatasync` in a thread. {line_bytes} bytes a line.
+
+{table}
+"""
+REDIS = """## Redis
+
+Two sites on this machine. Ours: publish → file → relay → script (XADD, PUBLISH, mark) → doorbell → decode, intent, handler,
+settled, in a durable subscription of the other site. By hand: a raw socket, commands packed with hiredis, the same fields and
+bytes on the same server, a subscriber that counts; nothing on a disk, nothing numbered or remembered. {missing}
+
+{table}
+"""
+
+
+def report(sections: list[str], rounds: int, seconds: float, load: float) -> str:
     """The whole page.  ``load`` is what the machine did before we began: above some tenths the figures are not ours."""
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
     return f"""# Results
 
 `make bench`, {day}, {rounds} rounds in {seconds:.0f} s. {machine()}; load average {load:.1f} before it began.
 
-256-byte payload, {line_bytes} bytes a line. Ours: publish awaited → file → inotify → checksum, decode, intent, handler,
-settled, in a durable subscription of another process. Raw: `os.write` of lines of as many bytes → inotify → split.
-Raw with the disk: 64 asyncio tasks that append a ready line and share one write and one `fdatasync` in a thread.
-Medians over the rounds, smallest and largest in parentheses; the ratio is that of the medians.
+256-byte payload. Medians over the rounds, smallest and largest in parentheses; the ratio is that of the medians.
 
-{table(found)}
-"""
+""" + "\n".join(sections)
 
 
-def measure(root: Path, rounds: int, size: Size) -> tuple[list[Row], int]:
-    """All figures; and the bytes of a line."""
+def files(root: Path, rounds: int, size: Size) -> tuple[str, list[Row]]:
+    """All figures through files."""
     bench = Bench(root, size)
     bench.probe()
     for number in range(rounds):
         bench.round()
-        print(f"round {number + 1} of {rounds}", flush=True)
-    return rows(bench) + long_run(root, size.long, rounds), bench.line_bytes
+        print(f"files: round {number + 1} of {rounds}", flush=True)
+    found = rows(bench) + long_run(root, size.long, rounds)
+    return FILES.format(line_bytes=bench.line_bytes, table=table(found)), found
+
+
+def through_redis(root: Path, rounds: int, size: RedisSize, peers: bool) -> tuple[str, list[Row]]:
+    """All figures through a Redis."""
+    server = redis_server()
+    if server is None:
+        return REDIS.format(missing="Missing here: a server.", table=""), []
+    with server:
+        bench = RedisBench(root, size, server, peers)
+        bench.probe()
+        for number in range(rounds):
+            bench.round()
+            print(f"redis: round {number + 1} of {rounds}", flush=True)
+        found = bench.rows()
+    absent = ", ".join(missing()) if peers else "all peers, as asked"
+    return REDIS.format(missing=f"Missing: {absent}." if absent else "", table=table(found)), found
 
 
 def main() -> int:
     """Parse, run, report."""
-    parser = argparse.ArgumentParser(description="measure the bus beside the raw limit")
+    parser = argparse.ArgumentParser(description="measure the bus beside the raw limit and beside peers")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--only", choices=("files", "redis"))
     parser.add_argument("--quick", action="store_true", help="one short round that only shows that everything runs")
     given = parser.parse_args()
-    rounds, size = (1, QUICK) if given.quick else (given.rounds, Size())
+    rounds, size, redis_size = (1, QUICK, REDIS_QUICK) if given.quick else (given.rounds, Size(), RedisSize())
     root = Path(tempfile.mkdtemp(prefix="lemegeton-bench-"))
     begun, load = time.monotonic(), os.getloadavg()[0]
+    parts: list[tuple[str, list[Row]]] = []
     try:
-        found, line_bytes = measure(root, rounds, size)
+        if given.only != "redis":
+            parts.append(files(root, rounds, size))
+        if given.only != "files":
+            parts.append(through_redis(root, rounds, redis_size, not given.no_peers))
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    page = report(found, rounds, line_bytes, time.monotonic() - begun, load)
+    page = report([section for section, _ in parts], rounds, time.monotonic() - begun, load)
     print(page)
     if given.quick:
         return 0
-    RESULTS.write_text(page)
-    return 0 if all(row.holds is not False for row in found) else 1
+    if given.only is None:
+        RESULTS.write_text(page)
+    return 0 if all(row.holds is not False for _, found in parts for row in found) else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,7 +17,7 @@ from lemegeton.events import Event, LaneForked
 from lemegeton.lane import Lane
 from lemegeton.logs.base import GONE, SKIP, Answer, Batch, Cursor, Damage, Found, Item, Mark, Marker
 from lemegeton.logs.memory import MemoryLog, MemoryReplica, MemoryStore
-from lemegeton.relay import OFFER_BYTES, Place, Relay
+from lemegeton.relay import FLIGHTS_MAX, OFFER_BYTES, Place, Relay
 from lemegeton.testing.virtual_loop import run
 from test_delivery import in_virtual_time
 from test_file_log import Rig, write
@@ -76,6 +77,54 @@ async def test_a_lane_is_copied_whole_and_in_order_over_many_calls() -> None:
     lane = await a_lane(log, count)
     assert await a_relay(log, replica, print).copy(lane) == count
     assert held(replica, lane) == list(range(1, count + 1))
+
+
+class Late(MemoryReplica):
+    """A replica that takes its time, and at one of its calls something happens to it."""
+
+    def __init__(self, fault: str = "", call: int = 0) -> None:
+        super().__init__()
+        self.fault, self.call = fault, call
+        self.calls = self.waiting = self.most = 0
+        self._turn = asyncio.Lock()
+
+    async def accept(self, lane: Lane, items: Sequence[Item], *, base: bool = False, told: int = 0) -> Answer:
+        self.calls += 1
+        here = self.calls == self.call
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        try:
+            async with self._turn:  # in the order of coming, as one connection is
+                await asyncio.sleep(0.01)
+                if here and self.fault == "forgets":
+                    self.store.lanes.clear()
+                if here and self.fault == "refuses":
+                    raise ConnectionError("refused")
+                answer = await super().accept(lane, items, base=base, told=told)
+                if here and self.fault == "answer lost":
+                    raise ConnectionError("reply lost")
+                return answer
+        finally:
+            self.waiting -= 1
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+@pytest.mark.parametrize("fault", ["", "forgets", "refuses", "answer lost"])
+def test_several_offers_are_under_way_and_neither_lose_nor_double_whatever_happens(fault: str, call: int) -> None:
+    async def main() -> None:
+        log, replica = MemoryLog(), Late(fault, call)
+        count = 6 * OFFER_BYTES // len(BODY)
+        lane = await a_lane(log, count)
+        relay = a_relay(log, replica)
+        for _ in range(3):
+            with suppress(ConnectionError):
+                await relay.copy(lane)
+        assert held(replica, lane) == list(range(1, count + 1))
+        assert replica.most == FLIGHTS_MAX
+        await asyncio.sleep(0.1)
+        assert not replica.waiting
+
+    run(main())
 
 
 async def test_nothing_to_copy_is_no_call() -> None:

@@ -4,6 +4,8 @@ A lane has one place here and one mark there.  The replica takes only the next s
 failover or an eviction shows itself as a mark below the place, and the relay goes back to it: the log is the truth, the
 replica a copy.  Any number of relays may copy the same lane; what one has brought, the others skip.
 
+Some offers of a lane are under way at once; each is only taken where the one before was: order needs no answer in between.
+
 ::
 
     offer from next ──OK mark───► next := mark + 1                     (a repeat answers OK as well)
@@ -16,19 +18,22 @@ Records that expired on the way, and those the log lost, are offered as markers:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from zlib import crc32
 
 from lemegeton.codec import Head, head_of
 from lemegeton.errors import InvalidMessage, PositionLost
 from lemegeton.events import LaneForked, Observer
 from lemegeton.lane import Lane
-from lemegeton.logs.base import GONE, READ_BYTES, SKIP, Answer, Cursor, Found, Item, Log, Mark, Marker, Replica
+from lemegeton.logs.base import GONE, READ_BYTES, SKIP, Answer, Batch, Cursor, Found, Item, Log, Mark, Marker, Replica
 
-OFFER_BYTES = 128 * 1024
+OFFER_BYTES = 32 * 1024
 """How much one call offers: large enough to be cheap, small enough that the answer of a slow link comes in time."""
+FLIGHTS_MAX = 4
 SEEKS_MAX = 3
 
 
@@ -46,6 +51,15 @@ class Place:
     next: int
     cursor: Cursor | None = None
     base: bool = False
+
+
+class Flight(NamedTuple):
+    """An offer that is under way: its answer, the last item, the log's cursor behind it, whether there is more."""
+
+    answer: Awaitable[Answer]
+    last: Item
+    cursor: Cursor
+    more: bool
 
 
 class Relay:
@@ -72,32 +86,56 @@ class Relay:
 
         The first call for a lane, and each one after an error, asks for the mark.  Errors of the replica go to the
         caller: what was under way may have arrived."""
+        flights: deque[Flight] = deque()
         try:
             place = self._places.get(lane) or await self.probe(lane)
             while place is not None:
-                items, cursor = await self._next(lane, place)
-                if not items:
+                await self._offer(lane, place, flights)
+                if not flights:
                     return place.next - 1
-                answer = await self._replica.accept(lane, items, base=place.base, told=self._told.get(lane))
-                place = await self._adopt(lane, place, items, cursor, answer)
+                place = await self._land(lane, place, flights)
             return 0
         except BaseException:
             self._places.pop(lane, None)
+            for flight in flights:
+                if isinstance(flight.answer, asyncio.Future):
+                    flight.answer.cancel()
+                    flight.answer.add_done_callback(_unheard)
             raise
+
+    async def _offer(self, lane: Lane, place: Place, flights: deque[Flight]) -> None:
+        """Have offers under way: those behind the first spare the replica waiting for us.
+
+        Whatever becomes of one, the next is only taken behind it.  What begins a place goes alone."""
+        while len(flights) < FLIGHTS_MAX and (not flights or flights[-1].more):
+            ahead = Place(flights[-1].last.through + 1, flights[-1].cursor) if flights else place
+            begins = ahead.cursor is None
+            items, batch = await self._next(lane, ahead)
+            if not items or (flights and ahead.base):
+                return
+            call = self._replica.accept(lane, items, base=ahead.base, told=self._told.get(lane))
+            more = batch.more and not begins
+            # The usual one, alone, is awaited as it is: a task would begin a turn of the loop later.
+            answer = asyncio.ensure_future(call) if more or flights else call
+            flights.append(Flight(answer, items[-1], batch.cursor, more))
+
+    async def _land(self, lane: Lane, place: Place, flights: deque[Flight]) -> Place | None:
+        """The answer to the first offer that is under way."""
+        flight = flights.popleft()
+        answer = await flight.answer
+        if not answer.gap and answer.mark == Mark(flight.last.through, _checksum(flight.last)):
+            place.next, place.cursor, place.base = flight.last.through + 1, flight.cursor, False
+            self._told.put(lane, flight.last.through)
+            return place
+        while flights:  # the mark may have moved since
+            answer = await flights.popleft().answer
+        return await self._from_mark(lane, answer.mark)
 
     async def probe(self, lane: Lane) -> Place | None:
         """Go on from the replica's mark; None if that is a fork.
 
         Called after a reconnect, and now and then, because a replica may forget while nobody sends."""
         return await self._from_mark(lane, (await self._replica.accept(lane, ())).mark)
-
-    async def _adopt(self, lane: Lane, place: Place, items: Sequence[Item], cursor: Cursor, answer: Answer) -> Place | None:
-        last = items[-1]
-        if answer.gap or answer.mark != Mark(last.through, _checksum(last)):
-            return await self._from_mark(lane, answer.mark)
-        place.next, place.cursor, place.base = last.through + 1, cursor, False
-        self._told.put(lane, last.through)
-        return place
 
     async def _from_mark(self, lane: Lane, mark: Mark) -> Place | None:
         if mark.seq and not await self._is_ours(lane, mark):
@@ -129,23 +167,23 @@ class Relay:
 
     # ------------------------------------------------------------------------------------------ what to offer
 
-    async def _next(self, lane: Lane, place: Place) -> tuple[list[Item], Cursor]:
-        """The next consecutive items of a lane, and the cursor behind them."""
+    async def _next(self, lane: Lane, place: Place) -> tuple[list[Item], Batch]:
+        """The next consecutive items of a lane, and the batch that they end."""
         for _ in range(SEEKS_MAX):
             try:
                 cursor = place.cursor or await self._log.seek(lane, place.next - 1)
                 while (batch := await self._log.read(lane, cursor, OFFER_BYTES)).records:
                     items = items_of(lane, place.next, batch.records, self._wall_ms())
                     if items:
-                        return items, batch.cursor
+                        return items, batch
                     cursor = batch.cursor  # damage, copies: what they were shows when a record comes behind them
-                return [], cursor
+                return [], batch
             except PositionLost as lost:
                 place.cursor = None
                 if lost.first <= place.next or lost.last < lost.first:
-                    return [], (0, 0)
+                    break
                 place.next, place.base = lost.first, True
-        return [], (0, 0)
+        return [], Batch((), (0, 0))
 
 
 def items_of(lane: Lane, following: int, records: Sequence[Found], now_ms: int) -> list[Item]:
@@ -166,6 +204,12 @@ def items_of(lane: Lane, following: int, records: Sequence[Found], now_ms: int) 
             items.append(_marked(SKIP, head.seq, head.seq))
         following = head.seq + 1
     return items
+
+
+def _unheard(answer: asyncio.Future[Answer]) -> None:
+    """Nobody waits for it any more, and its error is no news."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _marked(kind: str, first: int, through: int) -> Item:
