@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lemegeton.bus import KNOWN_CHANNELS_MAX, MessageBus
+from lemegeton.bus import FORMS_MAX, MessageBus
 from lemegeton.errors import BusClosed, InvalidMessage, LogError, NameTaken, NotReached
 from lemegeton.events import CorruptRecord, Event, Expired, Gap, HandlerFailed
 from lemegeton.lane import Lane
@@ -256,11 +256,21 @@ async def test_to_an_agent_and_to_all_are_channels_of_their_own() -> None:
 
 
 @in_virtual_time
-async def test_the_known_channels_are_bounded() -> None:
+async def test_the_known_forms_are_bounded() -> None:
     async with MessageBus("x", site=MemorySite()) as bus:
-        bus._known = {str(n) for n in range(KNOWN_CHANNELS_MAX)}
+        bus._forms = {(str(n), "custom", 1): b"" for n in range(FORMS_MAX)}
         await bus.publish("c", 1)
-        assert bus._known == {"c"}
+        assert list(bus._forms) == [("c", "custom", 1)]
+
+
+@pytest.mark.parametrize("given", [{"type": []}, {"type": {}}, {"priority": []}, {"type": [], "to": "y"}])
+@in_virtual_time
+async def test_what_cannot_be_a_key_is_refused_as_anything_else_that_is_wrong(given: dict[str, Any]) -> None:
+    async with MessageBus("x", site=MemorySite()) as bus:
+        with pytest.raises(InvalidMessage, match="must be"):
+            await bus.publish("c", 1, **given)
+        with pytest.raises(InvalidMessage, match="channel"):
+            await bus.publish([], 1)  # type: ignore[arg-type]
 
 
 @in_virtual_time

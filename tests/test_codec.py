@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lemegeton.channels import NAME_BYTES_MAX
+from lemegeton.checksum import crc32
 from lemegeton.codec import (
     DEPTH_MAX,
     HEADERS_BYTES_MAX,
@@ -34,6 +35,9 @@ from lemegeton.codec import (
     decode_json,
     draft_of,
     encode,
+    encode_payload,
+    fill,
+    form_of,
     head_of,
     priority_of,
     ttl_ms,
@@ -476,3 +480,16 @@ def test_a_head_says_where_a_record_belongs_and_what_comes_before_it() -> None:
 def test_what_is_no_message_has_no_head(data: bytes) -> None:
     with pytest.raises(InvalidMessage):
         head_of(data)
+
+
+@given(JSON, FIELD, st.integers(0, 3), st.integers(0, 2**45))
+def test_a_form_filled_in_is_what_encoding_makes(payload: Any, kind: str, priority: int, stamp: int) -> None:
+    one = Draft(stamp, kind, "se%nder", payload, priority=priority, ttl=5 if priority else None)
+    form = form_of(Draft(0, kind, "se%nder", None, priority=priority, ttl=5 if priority else None))
+    body = encode(one, BYTES_MAX)
+    assert fill(form, stamp, encode_payload(payload, BYTES_MAX), BYTES_MAX) == body
+    framer = Framer(LANE)
+    wire = framer.blank(form) % (7, stamp, encode_payload(payload, BYTES_MAX), 7)
+    assert b"%08x %b\n" % (crc32(wire), wire) == framer.line(body, 7, made=True)
+    with refused("max_message_bytes"):
+        fill(form, stamp, b'"' + b"x" * BYTES_MAX + b'"', BYTES_MAX)

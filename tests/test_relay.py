@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -125,6 +126,37 @@ def test_several_offers_are_under_way_and_neither_lose_nor_double_whatever_happe
         assert not replica.waiting
 
     run(main())
+
+
+class Gone(MemoryReplica):
+    """A replica whose connection ends while as many offers are under way as there can be: all of them fail at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = asyncio.Event()
+        self.waiting = 0
+
+    async def accept(self, lane: Lane, items: Sequence[Item], *, base: bool = False, told: int = 0) -> Answer:
+        if base or not items or items[0].seq == 1:
+            return await super().accept(lane, items, base=base, told=told)
+        self.waiting += 1
+        if self.waiting == FLIGHTS_MAX:
+            self.ends.set()
+        await self.ends.wait()
+        raise ConnectionError("gone")
+
+
+async def test_all_offers_under_way_may_fail_at_once_and_only_one_of_the_errors_is_news() -> None:
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    log, replica = MemoryLog(), Gone()
+    lane = await a_lane(log, 8 * OFFER_BYTES // len(BODY))
+    with pytest.raises(ConnectionError):
+        await a_relay(log, replica, print).copy(lane)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert replica.waiting == FLIGHTS_MAX
+    assert unheard == []
 
 
 async def test_nothing_to_copy_is_no_call() -> None:

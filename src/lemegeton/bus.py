@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
-from lemegeton.codec import Draft, check_draft, encode, ttl_ms
+from lemegeton.codec import Draft, check_draft, encode, encode_payload, fill, form_of, ttl_ms
 from lemegeton.errors import BusClosed, InvalidMessage, NameTaken, NotReached
 from lemegeton.events import BusBroken, Event
 from lemegeton.handled import handled
@@ -32,7 +32,9 @@ from lemegeton.stream import Hand
 from lemegeton.subscription import Start, Subscription, UserHandler
 
 Ack = Literal["local", "disk", "redis", "redis-disk", "handled"]
-KNOWN_CHANNELS_MAX = 10_000
+FORMS_MAX = 10_000
+AT_ONCE = ("local", "disk")
+"""Levels that the log itself reaches."""
 TICK_S = 1.0
 BROKEN = "broken: its tasks ended by an error of their own, which `stop` raises"
 NAME_TRIES = 5
@@ -61,7 +63,7 @@ class MessageBus:
         self._opened: Site | None = None
         self._observing = Observing()
         self._subscriptions: list[Subscription] = []
-        self._known: set[str] = set()
+        self._forms: dict[tuple[str, str, int], bytes] = {}
         self._root: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
@@ -207,48 +209,57 @@ class MessageBus:
         site = self._opened if self._state == "running" else None
         if site is None:
             site = self._running()
-        if channel not in self._known:
-            self._learn(channel)
-        draft = Draft(
-            site.wall_ms(), type, self.name, payload, id, to, priority,
-            None if ttl is None and self._default_ttl is None else self._ttl_ms(ttl), correlation_id, reply_to, headers)
-        check_draft(draft)
-        body = encode(draft, site.settings.max_message_bytes)
-        log, made = site.log, id is None
-        if ack == "local":
-            position = log.append_now(channel, body, priority, made) or await log.append(
-                channel, body, priority, made=made)
-        elif ack == "disk" and timeout is None:
-            position = await log.append(channel, body, priority, made=made, disk=True)
+        if (ack in AT_ONCE and id is None and to is None and ttl is None and correlation_id is None and reply_to is None
+                and headers is None and timeout is None):
+            try:
+                form = self._forms.get((channel, type, priority)) or self._form(channel, type, priority)
+            except TypeError:  # one of them cannot be a key
+                form = self._form(channel, type, priority)
+            bytes_max, stamp_ms, disk = site.settings.max_message_bytes, site.wall_ms(), ack == "disk"
+            data = encode_payload(payload, bytes_max)
+            placed = site.log.append_now(channel, priority, form, stamp_ms, data, disk)
+            if isinstance(placed, Position):
+                position = placed
+            elif placed is not None:
+                position = await placed
+            else:
+                position = await site.log.append(channel, fill(form, stamp_ms, data, bytes_max), priority, disk=disk)
         else:
-            position = await self._reach(site, channel, body, draft, ack, timeout)
+            check_channel(channel)
+            draft = Draft(site.wall_ms(), type, self.name, payload, id, to, priority, self._ttl_ms(ttl), correlation_id,
+                          reply_to, headers)
+            check_draft(draft)
+            position = await self._reach(site, channel, draft, ack, timeout)
         self._published += 1
         return Receipt(position.lane, position.seq, ack, id)
 
-    def _learn(self, channel: str) -> None:
+    def _form(self, channel: str, type: str, priority: int) -> bytes:
+        """The form of a message to a channel of which nothing else is given."""
         check_channel(channel)
-        if len(self._known) >= KNOWN_CHANNELS_MAX:
-            self._known.clear()
-        self._known.add(channel)
+        draft = Draft(0, type, self.name, None, priority=priority, ttl=self._ttl_ms(None))
+        check_draft(draft)
+        if len(self._forms) >= FORMS_MAX:
+            self._forms.clear()
+        form = self._forms[channel, type, priority] = form_of(draft)
+        return form
 
     def _ttl_ms(self, ttl_s: float | None) -> int | None:
         return ttl_ms(self._default_ttl if ttl_s is None else ttl_s)
 
-    async def _reach(
-        self, site: Site, channel: str, body: bytes, draft: Draft, ack: str, timeout_s: float | None
-    ) -> Position:
-        """Append, then wait for a level above local."""
+    async def _reach(self, site: Site, channel: str, draft: Draft, ack: str, timeout_s: float | None) -> Position:
+        """Append, then wait for the level."""
         if ack not in get_args(Ack):
             raise InvalidMessage(f"ack {ack!r:.40}: must be one of {', '.join(get_args(Ack))}")
+        body = encode(draft, site.settings.max_message_bytes)
         made = draft.id is None
+        if ack == "local":
+            return await site.log.append(channel, body, draft.priority, made=made)
         try:
             async with asyncio.timeout(timeout_s):
-                if ack == "disk":
-                    return await site.log.append(channel, body, draft.priority, made=made, disk=True)
-                position = await site.log.append(channel, body, draft.priority, made=made)
+                position = await site.log.append(channel, body, draft.priority, made=made, disk=ack == "disk")
                 if ack == "handled":
                     await handled(site, position)
-                elif ack != "local":
+                elif ack != "disk":
                     await site.reach(position, ack)
                 return position
         except TimeoutError:

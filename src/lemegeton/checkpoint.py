@@ -20,11 +20,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
-from zlib import crc32
 
 import msgspec
 
 from lemegeton.channels import check_pattern, encode_name
+from lemegeton.checksum import crc32
 from lemegeton.errors import CheckpointFull, InvalidMessage, NameTaken
 from lemegeton.home import OWN_FILE, store, sync_directory
 from lemegeton.lane import Lane

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from lemegeton.seams import Doorbell, Ring
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 8 * 1024
 _EVENT = struct.Struct("iIII")
 """`inotify_event`: watch, mask, cookie, and how many bytes of name follow."""
 

@@ -14,8 +14,8 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from zlib import crc32
 
+from lemegeton.checksum import crc32
 from lemegeton.errors import HomeRefused
 from lemegeton.seams import Fs, Runtime
 

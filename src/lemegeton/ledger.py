@@ -25,12 +25,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
-from zlib import crc32
 
 import msgspec
 
 from lemegeton.assignment import ANY, RECOVERABLE, TEXT_CHARS_MAX, AgentInfo, Category, Report
 from lemegeton.channels import encode_name
+from lemegeton.checksum import crc32
 from lemegeton.errors import NameTaken
 from lemegeton.home import sync_directory
 from lemegeton.seams import Fs

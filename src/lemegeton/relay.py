@@ -23,8 +23,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-from zlib import crc32
 
+from lemegeton.checksum import crc32
 from lemegeton.codec import Head, head_of
 from lemegeton.errors import InvalidMessage, PositionLost
 from lemegeton.events import LaneForked, Observer
@@ -98,9 +98,9 @@ class Relay:
         except BaseException:
             self._places.pop(lane, None)
             for flight in flights:
-                if isinstance(flight.answer, asyncio.Future):
-                    flight.answer.cancel()
-                    flight.answer.add_done_callback(_unheard)
+                assert isinstance(flight.answer, asyncio.Future), "whatever is awaited as it is goes alone"
+                flight.answer.cancel()
+                flight.answer.add_done_callback(_unheard)
             raise
 
     async def _offer(self, lane: Lane, place: Place, flights: deque[Flight]) -> None:

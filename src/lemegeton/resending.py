@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from zlib import crc32
 
+from lemegeton.checksum import crc32
 from lemegeton.codec import head_of
 from lemegeton.errors import InvalidMessage, PositionLost
 from lemegeton.lane import Lane

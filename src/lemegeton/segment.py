@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import NamedTuple
-from zlib import crc32
 
+from lemegeton.checksum import crc32
 from lemegeton.lane import Lane, lane_token
 
 SUFFIX = ".log"
@@ -80,6 +80,10 @@ class Framer:
         """The line of record ``seq``; ``body`` is a JSON object without position, and without id if ``made``."""
         wire = self._made % (seq, body[1:-1], seq) if made else body[:-1] + self._tail % seq
         return b"%08x %b\n" % (crc32(wire), wire)
+
+    def blank(self, form: bytes) -> bytes:
+        """`line` of a form (`codec.form_of`), without checksum: ``% (seq, timestamp, payload, seq)`` fills it."""
+        return self._made.replace(b"%b", form[1:-1], 1)
 
     def body(self, wire: bytes, seq: int) -> bytes:
         """What `line` was given, with the id in it; for a record that has to move to another place."""

@@ -83,6 +83,11 @@ class Batch(NamedTuple):
     more: bool = True
 
 
+Placed = Position | asyncio.Future[Position] | None
+"""A record that is written, one that has its number and is written with others of this turn of the loop, or None: it would
+have to wait, and nothing was done."""
+
+
 class Log(Protocol):
     """Append-only lanes; see the module for the contract."""
 
@@ -101,10 +106,11 @@ class Log(Protocol):
         after it does not withdraw the record."""
         ...
 
-    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
-        """`append`, not as far as the disk, where that takes one step; None where it has to wait: then nothing was done.
-
-        A coroutine less is a fortieth of a publish."""
+    def append_now(
+        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
+    ) -> Placed:
+        """`append` ``form % (stamp_ms, payload)``, its id made here, without a coroutine and framed from its parts: a
+        publish of one task takes a seventh less, and one of many tasks a fifth."""
         ...
 
     async def channels(self) -> Sequence[str]:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import pairwise
-from zlib import crc32
 
-from lemegeton.codec import head_of
+from lemegeton.checksum import crc32
+from lemegeton.codec import STAMP_BYTES_MAX, head_of
 from lemegeton.config import Settings
 from lemegeton.errors import BusClosed, LogError
 from lemegeton.events import DoorbellLost, LaneStalled, Observer
 from lemegeton.home import Home
 from lemegeton.lane import Lane, branch_id, made_id
-from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Placed, Position, Ring, Span
 from lemegeton.logs.dropin import DropIn
 from lemegeton.logs.origin import Origin, of_this_boot, take_origin
 from lemegeton.logs.reader import Reader
@@ -53,6 +53,7 @@ class FileLog:
         self._reader = Reader(runtime.fs, home, runtime.uid, observe, open_files=settings.open_files or OPEN_FILES,
                               line_bytes_max=line_bytes_max)
         self._line_bytes_max = line_bytes_max
+        self._form_bytes_max = settings.max_message_bytes - STAMP_BYTES_MAX
         self._writer: Writer | None = None
         self._syncer: Syncer | None = None
         self._opening = asyncio.Lock()
@@ -72,18 +73,18 @@ class FileLog:
 
     # ------------------------------------------------------------------------------------------ writing
 
-    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
+    def append_now(
+        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
+    ) -> Placed:
         writer, room = self._writer, self.room
         if (writer is None or writer.unbroken >= YIELD_EVERY or self._queued or room.queued or room.used >= room.limit
-                or self._closed or len(body) > self._settings.max_message_bytes):
+                or self._closed or len(form) + len(payload) > self._form_bytes_max):
             return None
-        return self._append_now(writer, channel, body, priority, made)
-
-    def _append_now(self, writer: Writer, channel: str, body: bytes, priority: int, made: bool) -> Position | None:
-        position = writer.append_now(channel, body, priority, made)
-        if position is not None and self.appended is not None:
-            self.appended(position.lane)
-        return position
+        if not disk and (position := writer.append_now(channel, priority, form, stamp_ms, payload)) is not None:
+            if self.appended is not None:
+                self.appended(position.lane)
+            return position
+        return writer.enter(channel, form % (stamp_ms, payload), priority, True, disk)
 
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False
@@ -97,14 +98,11 @@ class FileLog:
         if len(body) > self._settings.max_message_bytes:
             raise LogError(f"file log: append to {channel}: {len(body)} bytes, at most "
                            f"{self._settings.max_message_bytes} (max_message_bytes) are allowed")
-        if not disk and (position := self._append_now(writer, channel, body, priority, made)) is not None:
+        if not disk and (position := writer.append_alone(channel, body, priority, made)) is not None:
+            if self.appended is not None:
+                self.appended(position.lane)
             return position
-        entry = writer.enter(channel, body, priority, made, disk)
-        assert entry.done is not None, "there is something to wait for where somebody waits"
-        await entry.done
-        if entry.error is not None:
-            raise entry.error
-        return Position(entry.lane, entry.seq)
+        return await writer.enter(channel, body, priority, made, disk)
 
     async def _admit(self) -> Writer:
         """Wait for room and for the origin, in the order of coming."""

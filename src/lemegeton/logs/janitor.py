@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import pairwise
-from zlib import crc32
 
 from lemegeton.channels import compile_glob
 from lemegeton.checkpoint import CheckpointView, Header, checkpoint_names, forget, held
+from lemegeton.checksum import crc32
 from lemegeton.config import Settings
 from lemegeton.events import Observer, SubscriptionExpired
 from lemegeton.home import OWN_FILE, Home, read_file

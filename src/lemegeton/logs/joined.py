@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from lemegeton.errors import LogError, PositionLost, RedisLost, RedisRefused
 from lemegeton.lane import Lane
-from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Log, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Log, Placed, Position, Ring, Span
 from lemegeton.logs.origin import site_of
 
 
@@ -34,8 +34,10 @@ class JoinedLog:
         """True while the doorbells of the files work; those of Redis come by themselves or not at all."""
         return self._files.rings
 
-    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
-        return self._files.append_now(channel, body, priority, made)
+    def append_now(
+        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
+    ) -> Placed:
+        return self._files.append_now(channel, priority, form, stamp_ms, payload, disk)
 
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False

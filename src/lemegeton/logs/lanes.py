@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from lemegeton.errors import LogError
 from lemegeton.lane import Lane
+from lemegeton.logs.base import Position
 from lemegeton.logs.segments import Segment, sequence_of
 from lemegeton.seams import Fs
 from lemegeton.segment import Framer
+
+BLANKS_MAX = 16
 
 
 class Entry(msgspec.Struct, eq=False):
     """A record on its way into a write.  Afterwards it has either the ``segment`` it lies in or an ``error``.
 
-    ``done`` is what its sender waits for: that it is written or, with ``disk``, that it is on disk."""
+    ``done`` is what its sender waits for: its position once it is written or, with ``disk``, on disk."""
 
     body: bytes
     made: bool
@@ -27,7 +30,7 @@ class Entry(msgspec.Struct, eq=False):
     disk: bool = False
     segment: Segment | None = None
     error: LogError | None = None
-    done: asyncio.Future[None] | None = None
+    done: asyncio.Future[Position] | None = None
 
 
 def answer(entries: Iterable[Entry], error: LogError | None = None) -> None:
@@ -35,9 +38,12 @@ def answer(entries: Iterable[Entry], error: LogError | None = None) -> None:
     for entry in entries:
         done = entry.done
         if done is not None and not done.done():
-            if error is not None:
-                entry.error = error
-            done.set_result(None)
+            failed = error or entry.error
+            if failed is None:
+                done.set_result(Position(entry.lane, entry.seq))
+            else:
+                done.set_exception(failed)
+                done.exception()  # heard: a sender that is cancelled now does not ask any more
 
 
 class LaneWriter:
@@ -47,7 +53,7 @@ class LaneWriter:
     ``after`` is what the first record of an incarnation says of the one before it, as JSON.
     """
 
-    __slots__ = ("after", "checked", "checked_size", "framer", "lane", "next", "segment")
+    __slots__ = ("after", "blanks", "checked", "checked_size", "framer", "lane", "next", "segment")
 
     def __init__(self, lane: Lane, following: int, segment: Segment | None, after: bytes = b"") -> None:
         self.segment = segment
@@ -59,8 +65,27 @@ class LaneWriter:
         """Go on in this lane with this sequence."""
         self.lane = lane
         self.framer = Framer(lane)
+        self.blanks: dict[bytes, bytes] = {}
         self.next = self.checked = following
         self.checked_size = 0
+
+    def go_on(self, lane: Lane, first: int, entries: Sequence[Entry]) -> None:
+        """Number the entries from ``first`` on in this lane, and what comes after them behind."""
+        self.begin(lane, first + len(entries))
+        self.checked = first
+        if entries and self.after:
+            entries[0].body = b'%b,"after":%b}' % (entries[0].body[:-1], self.after)
+            self.after = b""
+        for seq, entry in enumerate(entries, first):
+            entry.lane, entry.seq = lane, seq
+            entry.line = self.framer.line(entry.body, seq, entry.made)
+
+    def blank(self, form: bytes) -> bytes:
+        """The framed form, remembered: a sender uses few."""
+        if len(self.blanks) >= BLANKS_MAX:
+            self.blanks.clear()
+        blank = self.blanks[form] = self.framer.blank(form)
+        return blank
 
 
 def records_since(fs: Fs, writer: LaneWriter, segment: Segment) -> list[Entry]:

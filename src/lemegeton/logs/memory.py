@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from zlib import crc32
 
+from lemegeton.checksum import crc32
 from lemegeton.errors import BusClosed, LogError, PositionLost
 from lemegeton.lane import Lane
-from lemegeton.logs.base import READ_BYTES, Answer, Batch, Cursor, Found, Item, Mark, Marker, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Answer, Batch, Cursor, Found, Item, Mark, Marker, Placed, Position, Ring, Span
 from lemegeton.segment import Framer, parse_line
 
 
@@ -63,7 +63,9 @@ class MemoryLog:
         if self._closed:
             raise BusClosed("memory log: used after aclose")
 
-    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
+    def append_now(
+        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
+    ) -> Placed:
         return None
 
     async def append(

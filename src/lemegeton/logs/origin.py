@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from zlib import crc32
 
 from lemegeton.channels import encode_name
+from lemegeton.checksum import crc32
 from lemegeton.errors import LogError
 from lemegeton.home import OWN_FILE, Home, check_file, store, sync_directory
 from lemegeton.seams import Fs, Runtime

@@ -21,6 +21,8 @@ from lemegeton.logs.segments import NAME_FILE, READ_FLAGS, TAIL_BYTES, sequence_
 from lemegeton.seams import Fs
 from lemegeton.segment import SegmentName, parse_line, parse_segment_name
 
+NEWS_BYTES = 16 * 1024
+"""Read at first: mostly there is less, and memory for a long read is asked of the kernel and given back each time."""
 SCAN_BYTES = 1024 * 1024
 TAILS_MAX = 1000
 """How many dropped tails are remembered, so that each is reported once."""
@@ -143,7 +145,9 @@ class Reader:
         try:
             while True:
                 fd = self._fd(lane, first)
-                data = self._fs.pread(fd, limit, offset)
+                data = self._fs.pread(fd, min(limit, NEWS_BYTES), offset)
+                if len(data) == NEWS_BYTES < limit:
+                    data = self._fs.pread(fd, limit, offset)
                 end = data.rfind(b"\n")
                 if end < 0 and len(data) == limit:
                     data, end = self._long_line(fd, offset)

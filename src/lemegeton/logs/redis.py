@@ -21,7 +21,7 @@ from lemegeton.codec import Head, head_of
 from lemegeton.errors import BusClosed, InvalidMessage, LogError, RedisRefused
 from lemegeton.events import Observer, Refused
 from lemegeton.lane import Lane
-from lemegeton.logs.base import GONE, READ_BYTES, Batch, Cursor, Marker, Position, Ring, Span
+from lemegeton.logs.base import GONE, READ_BYTES, Batch, Cursor, Marker, Placed, Position, Ring, Span
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.redis_ears import Ears
 from lemegeton.logs.redis_entries import Keys, entry_of, lane_of, marks_of
@@ -281,7 +281,9 @@ class RedisLog:
 
     # ------------------------------------------------------------------------------------------ the log
 
-    def append_now(self, channel: str, body: bytes, priority: int = 1, made: bool = True) -> Position | None:
+    def append_now(
+        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
+    ) -> Placed:
         """Never: see `append`."""
         return None
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
-from zlib import crc32
 
 import hiredis
 import msgspec
 
+from lemegeton.checksum import crc32
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Item, Marker
 from lemegeton.logs.redis_entries import fields_of, marker_fields

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from zlib import crc32
 
+from lemegeton.checksum import crc32
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Answer, Item, Mark
 from lemegeton.logs.redis_entries import Keys, lane_field, sequence_in

@@ -46,14 +46,18 @@ class Syncer:
     def reach(self, writer: LaneWriter, entries: list[Entry]) -> None:
         """Wake the senders of written entries when these are on disk; with a `LogError`, not definite, when that could
         not be had."""
-        for segment, of_segment in groupby(entries, attrgetter("segment")):
-            assert segment is not None, "a written record lies in a segment"
-            self._want(segment, writer, list(of_segment))
+        segment = entries[0].segment
+        if segment is entries[-1].segment:  # the usual case: segments follow each other
+            self._want(segment, writer, entries)
+        else:
+            for segment, of_segment in groupby(entries, attrgetter("segment")):
+                self._want(segment, writer, list(of_segment))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._rounds())
 
-    def _want(self, segment: Segment, writer: LaneWriter, entries: list[Entry]) -> None:
+    def _want(self, segment: Segment | None, writer: LaneWriter, entries: list[Entry]) -> None:
         """Whoever waits for a segment whose sync failed waits for the one that took its records."""
+        assert segment is not None, "a written record lies in a segment"
         while segment.moved is not None:
             segment = segment.moved
         wanted = self._wanted.get(segment)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 
+from lemegeton.checksum import crc32
 from lemegeton.events import IncarnationBegun, Observer, SegmentSealed
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Position
@@ -68,46 +69,58 @@ class Writer:
 
     # ------------------------------------------------------------------------------------------ append
 
-    def append_now(self, channel: str, body: bytes, priority: int, made: bool) -> Position | None:
-        """Number, frame and write a record in one step; None when it has to go through the group."""
+    def append_now(self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes) -> Position | None:
+        """`append_alone` of ``form % (stamp_ms, payload)``: the usual case written out, without its list and entry."""
         writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
         # With the loop given it is not looked for: that asks the kernel for the pid, an eighth of a microsecond.
-        if asyncio.current_task(self._loop) is not self._last_task or self._group:
+        task = asyncio.current_task(self._loop)
+        if task is not self._last_task or self._group:
+            self._last_task = task
             return None
         self.unbroken += 1
         segment = writer.segment
         if segment is None or not segment.kept or writer.after or segment.size >= self._segment_bytes:
-            return self._append_alone(writer, body, made, None)
-        # The usual case, written out: what `_append_alone` does, without its list and entry (a third of the time).
+            return self._append_alone(writer, form % (stamp_ms, payload), True, None)
         seq = writer.next
-        line = writer.framer.line(body, seq, made)
+        wire = (writer.blanks.get(form) or writer.blank(form)) % (seq, stamp_ms, payload, seq)
+        line = b"%08x %b\n" % (crc32(wire), wire)
         try:
             written = self._fs.write(segment.fd, line)
         except OSError as error:
-            return self._append_alone(writer, body, made, error)
+            return self._append_alone(writer, form % (stamp_ms, payload), True, error)
         if written != len(line):
-            return self._append_alone(writer, body, made, written)
+            return self._append_alone(writer, form % (stamp_ms, payload), True, written)
         segment.used = True
         segment.size += written
         self._room.used += written
         writer.next = seq + 1
         return Position(writer.lane, seq)
 
-    def enter(self, channel: str, body: bytes, priority: int, made: bool, disk: bool) -> Entry:
-        """Number and frame a record and put it into the group of this turn.
-
-        One future is enough for its sender to wait for, however far the record has to go: each costs a turn of the
-        loop."""
+    def append_alone(self, channel: str, body: bytes, priority: int, made: bool) -> Position | None:
+        """Number, frame and write a record in one step; None when it has to go through the group."""
         writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
-        self._last_task = asyncio.current_task(self._loop)
+        task = asyncio.current_task(self._loop)
+        if task is not self._last_task or self._group:
+            self._last_task = task
+            return None
+        self.unbroken += 1
+        return self._append_alone(writer, body, made, None)
+
+    def enter(self, channel: str, body: bytes, priority: int, made: bool, disk: bool) -> asyncio.Future[Position]:
+        """Number and frame a record and put it into the group of this turn; what to wait for, however far it has to go."""
+        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
         self.unbroken = 0
         entry = self._number(writer, body, made)
         entry.disk = disk
-        entry.done = self._loop.create_future()
+        done = entry.done = asyncio.Future(loop=self._loop)
+        group = self._group.get(writer)
+        if group is not None:
+            group.append(entry)
+            return done
         if not self._group:
             self._loop.call_soon(self.flush)
-        self._group.setdefault(writer, []).append(entry)
-        return entry
+        self._group[writer] = [entry]
+        return done
 
     def _append_alone(
         self, writer: LaneWriter, body: bytes, made: bool, tried: int | OSError | None
@@ -137,7 +150,9 @@ class Writer:
             if self.grouped is not None:
                 self.grouped(writer.lane)
             for_disk = [entry for entry in entries if entry.disk and entry.error is None]
-            if len(for_disk) < len(entries):
+            if not for_disk:
+                answer(entries)
+            elif len(for_disk) < len(entries):
                 answer([entry for entry in entries if not entry.disk or entry.error is not None])
             if for_disk:
                 assert self.to_disk is not None, "there is a syncer where there is a writer"
@@ -205,20 +220,8 @@ class Writer:
         else:
             raise FileExistsError(errno.EEXIST, f"{RENEWALS_MAX} incarnations are taken already")
         writer.after = after_text(writer.lane, writer.next - 1 - len(entries))
-        self._go_on(writer, lane, 1, entries)
+        writer.go_on(lane, 1, entries)
         self._observe(IncarnationBegun(lane, cause))
-
-    @staticmethod
-    def _go_on(writer: LaneWriter, lane: Lane, first: int, entries: Sequence[Entry]) -> None:
-        """Number the entries from ``first`` on in this lane, and what comes after them behind."""
-        writer.begin(lane, first + len(entries))
-        writer.checked = first
-        if entries and writer.after:
-            entries[0].body = b'%b,"after":%b}' % (entries[0].body[:-1], writer.after)
-            writer.after = b""
-        for seq, entry in enumerate(entries, first):
-            entry.lane, entry.seq = lane, seq
-            entry.line = writer.framer.line(entry.body, seq, entry.made)
 
     def _landed(self, writer: LaneWriter, segment: Segment, entries: list[Entry], written: int) -> list[Entry]:
         """The complete lines count.  A short write seals the segment behind its torn end; returns the rest."""
@@ -291,7 +294,7 @@ class Writer:
         if writer.segment is not None:
             self._files.close(writer.segment)
         writer.segment, writer.after = segment, b""
-        self._go_on(writer, lane, following, ())
+        writer.go_on(lane, following, ())
         writer.checked, writer.checked_size = checked
         raise OSError(errno.EIO, f"{lane}: {failed}")
 
@@ -351,7 +354,7 @@ class Writer:
         if writer.segment is not None:
             self._files.close(writer.segment)
         writer.segment = segment
-        self._go_on(writer, lane, following, waiting)
+        writer.go_on(lane, following, waiting)
         writer.checked, writer.checked_size = checked
         raise OSError(errno.EIO, f"{segment.path} was removed and cannot be written again: {entries[-1].error}")
 
