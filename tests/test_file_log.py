@@ -333,7 +333,7 @@ async def test_whoever_copies_what_is_appended_follows_into_every_new_segment_wi
             cursor = batch.cursor
             copied.extend(decode(record).payload for record in batch.records if isinstance(record, bytes))
 
-    log.appended = copy
+    log.tell(copy)
     await write(log, *range(1, 21))
     assert len(rig.files()) > 3
     assert copied == list(range(1, 21))
@@ -483,7 +483,7 @@ async def test_whoever_asked_is_told_of_every_record_that_was_written_whatever_i
     rig = Rig()
     log = await rig.log()
     told: list[Lane] = []
-    log.appended = told.append
+    log.tell(told.append)
     lane = (await write(log, 1)).lane
     assert told == [lane]
     await asyncio.gather(*(write(log, n) for n in range(10)))

@@ -110,7 +110,7 @@ async def test_a_lane_that_begins_again_holds_every_record_under_its_id_and_goes
     rig = Rig()
     log = await rig.log()
     told: list[Lane] = []
-    log.appended = told.append
+    log.tell(told.append)
     old = (await write(log, 1, 2)).lane
     await log.append("c", body(3, id="given"), made=False)
     await log.append("other", body(0))

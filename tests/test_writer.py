@@ -10,6 +10,7 @@ import pytest
 
 from lemegeton.errors import DiskFull, LogError
 from lemegeton.events import IncarnationBegun, SegmentSealed
+from lemegeton.logs import file as file_module
 from lemegeton.logs import writer as writer_module
 from lemegeton.segment import Framer
 from test_delivery import body, in_virtual_time
@@ -49,7 +50,7 @@ async def test_a_task_that_never_waits_lets_the_others_run() -> None:
 
     await write(log, 0)
     task = asyncio.create_task(other())
-    for n in range(writer_module.YIELD_EVERY + 1):
+    for n in range(file_module.YIELD_EVERY + 1):
         await log.append("c", body(n))
     assert ran.is_set()
     await task

@@ -75,7 +75,7 @@ class RedisSide:
             lambda told: self._relay_to(self.link, told), files.own_lanes, self._paused, observe)
         self._local = LocalRedis(runtime, home.path, settings.local_redis, observe)
         self._local_relaying: Relaying | None = None
-        files.appended = self._appended
+        files.tell(self._appended)
 
     def _relay_to(self, link: Link, told: Told) -> Relay:
         replica: Replica = PubSubReplica(link, self.keys)

@@ -85,9 +85,10 @@ class Framer:
         """`line` of a form (`codec.form_of`), without checksum: ``% (seq, timestamp, payload, seq)`` fills it."""
         return self._made.replace(b"%b", form[1:-1], 1)
 
-    def body(self, wire: bytes, seq: int) -> bytes:
-        """What `line` was given, with the id in it; for a record that has to move to another place."""
-        return wire[: -len(self._tail % seq)] + b"}"
+    def body(self, wire: bytes, seq: int, made: bool = False) -> bytes:
+        """What `line` was given; of a record that has to move to another place the id is in it, unless it was ``made``."""
+        begin = b"{" + wire[len(self._made[: self._made.index(b"%b")] % seq) :] if made else wire
+        return begin[: -len(self._tail % seq)] + b"}"
 
 
 def parse_line(line: bytes) -> bytes | None:

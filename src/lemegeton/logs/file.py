@@ -22,10 +22,12 @@ from lemegeton.logs.reader import Reader
 from lemegeton.logs.room import Room
 from lemegeton.logs.segments import SegmentFiles, log_error
 from lemegeton.logs.sync import Syncer
-from lemegeton.logs.writer import YIELD_EVERY, Writer
+from lemegeton.logs.writer import Writer
 from lemegeton.seams import Doorbell, Runtime
 from lemegeton.segment import LINE_OVERHEAD, SUFFIX, Framer, parse_segment_name
 
+YIELD_EVERY = 64
+"""A task that never waits gives the loop a turn after this many messages, or nothing else would ever run."""
 ORIGIN_POLL_S = 0.02
 OPEN_FILES = 256
 """Where nobody has looked how many files the process may open."""
@@ -63,8 +65,7 @@ class FileLog:
         self._dropin = DropIn(runtime, home, settings.max_message_bytes, observe)
         self._closed = False
         self._silent = False
-        self.appended: Callable[[Lane], None] | None = None
-        """Called with the lane of every record that was written."""
+        self._appended: Callable[[Lane], None] | None = None
         self.room = Room(settings.disk_limit, settings.publish_timeout if settings.on_full == "wait" else 0.0, observe)
 
     def _check_open(self) -> None:
@@ -81,10 +82,8 @@ class FileLog:
                 or self._closed or len(form) + len(payload) > self._form_bytes_max):
             return None
         if not disk and (position := writer.append_now(channel, priority, form, stamp_ms, payload)) is not None:
-            if self.appended is not None:
-                self.appended(position.lane)
             return position
-        return writer.enter(channel, form % (stamp_ms, payload), priority, True, disk)
+        return writer.enter_form(channel, priority, form, stamp_ms, payload, disk)
 
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False
@@ -99,8 +98,6 @@ class FileLog:
             raise LogError(f"file log: append to {channel}: {len(body)} bytes, at most "
                            f"{self._settings.max_message_bytes} (max_message_bytes) are allowed")
         if not disk and (position := writer.append_alone(channel, body, priority, made)) is not None:
-            if self.appended is not None:
-                self.appended(position.lane)
             return position
         return await writer.enter(channel, body, priority, made, disk)
 
@@ -140,17 +137,13 @@ class FileLog:
         files.created = self._on_created
         self._writer = Writer(fs, files, origin, self.room, self._observe, segment_bytes=settings.segment_bytes,
                               line_bytes_max=self._line_bytes_max)
-        self._writer.grouped = self._on_grouped
+        self._writer.appended = self._appended
         self._syncer = Syncer(self._runtime, files, self._writer)
 
     def _on_created(self, channel: str) -> None:
         """Whoever copies what we write has no doorbell for it: a segment is known to the reader before anything is in it."""
-        if self.appended is not None:
+        if self._appended is not None:
             self._reader.look(channel)
-
-    def _on_grouped(self, lane: Lane) -> None:
-        if self.appended is not None:
-            self.appended(lane)
 
     async def _take_origin(self) -> Origin:
         deadline = asyncio.get_running_loop().time() + self._origin_wait_s
@@ -195,9 +188,15 @@ class FileLog:
             self._writer.begin_again(lane.channel, lane.priority, bodies, cause)
         except OSError as error:
             raise log_error(f"beginning {lane} again", error) from error
-        if self.appended is not None:
+        if self._appended is not None:
             for own in self._writer.lanes:
-                self.appended(own)
+                self._appended(own)
+
+    def tell(self, appended: Callable[[Lane], None]) -> None:
+        """Call with the lane after every write."""
+        self._appended = appended
+        if self._writer is not None:
+            self._writer.appended = appended
 
     def upkeep(self) -> None:
         """Once a second: find out whether somebody removed what is being written to; make room if there is none."""

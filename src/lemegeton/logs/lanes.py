@@ -22,7 +22,6 @@ class Entry(msgspec.Struct, eq=False):
 
     ``done`` is what its sender waits for: its position once it is written or, with ``disk``, on disk."""
 
-    body: bytes
     made: bool
     lane: Lane
     seq: int
@@ -71,14 +70,18 @@ class LaneWriter:
 
     def go_on(self, lane: Lane, first: int, entries: Sequence[Entry]) -> None:
         """Number the entries from ``first`` on in this lane, and what comes after them behind."""
+        bodies = [self.framer.body(entry.line[9:-1], entry.seq, entry.made) for entry in entries]
         self.begin(lane, first + len(entries))
         self.checked = first
-        if entries and self.after:
-            entries[0].body = b'%b,"after":%b}' % (entries[0].body[:-1], self.after)
+        for seq, (entry, body) in enumerate(zip(entries, bodies, strict=True), first):
+            entry.lane, entry.seq, entry.line = lane, seq, self.line(body, seq, entry.made)
+
+    def line(self, body: bytes, seq: int, made: bool) -> bytes:
+        """The line of record ``seq``; the first of an incarnation says what was before."""
+        if self.after:
+            body = b'%b,"after":%b}' % (body[:-1], self.after)
             self.after = b""
-        for seq, entry in enumerate(entries, first):
-            entry.lane, entry.seq = lane, seq
-            entry.line = self.framer.line(entry.body, seq, entry.made)
+        return self.framer.line(body, seq, made)
 
     def blank(self, form: bytes) -> bytes:
         """The framed form, remembered: a sender uses few."""
@@ -95,5 +98,5 @@ def records_since(fs: Fs, writer: LaneWriter, segment: Segment) -> list[Entry]:
     for line in data.split(b"\n")[:-1]:
         seq = sequence_of(line, writer.lane)  # not counted: lines may be damaged, or be there a second time
         if seq is not None and seq >= writer.checked:
-            entries.append(Entry(writer.framer.body(line[9:], seq), False, writer.lane, seq, b""))
+            entries.append(Entry(False, writer.lane, seq, line + b"\n"))
     return entries

@@ -7,6 +7,7 @@ would be a lie.  What it held is appended again elsewhere, and that is synced.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,9 +16,10 @@ from operator import attrgetter
 from lemegeton.errors import LogError
 from lemegeton.home import sync_directory
 from lemegeton.logs.lanes import Entry, LaneWriter, answer
-from lemegeton.logs.segments import Segment, SegmentFiles
+from lemegeton.logs.segments import Segment, SegmentFiles, right_lines
 from lemegeton.logs.writer import Writer
 from lemegeton.seams import Fs, Runtime
+from lemegeton.segment import parse_segment_name
 
 SYNC_TRIES = 3
 SYNCS_AT_ONCE = 4
@@ -95,11 +97,45 @@ class Syncer:
                     if error is None:
                         return answer(wanted.entries)
                     segment.failed = True
-                segment.moved = self._writer.reappend(wanted.writer, segment)
+                segment.moved = self._reappend(wanted.writer, segment)
                 segment = segment.moved
             answer(wanted.entries, _not_on_disk(segment, error))
         except OSError as error:
             answer(wanted.entries, _not_on_disk(segment, error))
+
+    def _reappend(self, writer: LaneWriter, failed: Segment) -> Segment:
+        """After a failed sync: the unsynced records of a segment again, in another one, under their old numbers.
+
+        Readers skip what they have settled; a reader that finds the old pages gone has them here.  The kernel marks
+        pages clean after a failed sync, so syncing the old segment again would answer a success that is none."""
+        self._writer.flush()
+        if writer.segment is not failed:
+            self._writer.check(writer)
+        name = parse_segment_name(failed.path.rpartition("/")[2])
+        if name is None or name.inc != writer.lane.inc:
+            raise OSError(errno.EIO, "the sync failed, and its incarnation is over")
+        self._files.pin(failed)
+        try:
+            size = self._fs.fstat(failed.fd).st_size
+            data = right_lines(self._fs.pread(failed.fd, max(0, size - failed.synced), failed.synced), writer.lane)
+        finally:
+            self._files.unpin(failed)
+        if writer.segment is failed:
+            self._writer.seal(writer, "sync failed")
+        elif writer.segment is not None and writer.segment.size:
+            # Never behind newer records: whoever looks for the end of a lane takes the last line for it.
+            self._files.close(writer.segment)
+            writer.segment = None
+        if writer.segment is None:
+            writer.segment = self._files.create(writer.lane, writer.next)
+            writer.checked_size = 0
+        segment = writer.segment
+        written = self._fs.write(segment.fd, data)
+        segment.size += written
+        if written != len(data):
+            self._writer.seal(writer, f"short write of {written} bytes")
+            raise OSError(errno.ENOSPC, "short write")
+        return segment
 
     async def _sync(self, segment: Segment) -> OSError | None:
         """One sync of a segment and, the first time, of the directories that name it."""

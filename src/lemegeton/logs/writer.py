@@ -24,13 +24,10 @@ from lemegeton.logs.base import Position
 from lemegeton.logs.lanes import Entry, LaneWriter, answer, records_since
 from lemegeton.logs.origin import Origin
 from lemegeton.logs.room import Room
-from lemegeton.logs.segments import FULL, Segment, SegmentFiles, log_error, right_lines
+from lemegeton.logs.segments import FULL, Segment, SegmentFiles, log_error
 from lemegeton.logs.takeover import Takeover, after_text
 from lemegeton.seams import Fs
-from lemegeton.segment import parse_segment_name
 
-YIELD_EVERY = 64
-"""A task that never waits gives the loop a turn after this many messages, or nothing else would ever run."""
 RENEWALS_MAX = 8
 """How many new segments one write may need before it is given up."""
 ROTATE_BYTES_MIN = 64 * 1024
@@ -59,8 +56,8 @@ class Writer:
         """How many records one task has written since the loop had its turn."""
         self.to_disk: Callable[[LaneWriter, list[Entry]], None] | None = None
         """Takes over written entries whose senders wait for the disk."""
-        self.grouped: Callable[[Lane], None] | None = None
-        """Called with the lane of every group that was written."""
+        self.appended: Callable[[Lane], None] | None = None
+        """Called with the lane after every write."""
 
     @property
     def origin(self) -> str:
@@ -94,6 +91,8 @@ class Writer:
         segment.size += written
         self._room.used += written
         writer.next = seq + 1
+        if self.appended is not None:
+            self.appended(writer.lane)
         return Position(writer.lane, seq)
 
     def append_alone(self, channel: str, body: bytes, priority: int, made: bool) -> Position | None:
@@ -106,13 +105,42 @@ class Writer:
         self.unbroken += 1
         return self._append_alone(writer, body, made, None)
 
+    def _append_alone(self, writer: LaneWriter, body: bytes, made: bool, tried: int | OSError | None) -> Position:
+        """Write one record now; ``tried`` is how a first attempt to write exactly this line ended."""
+        seq = writer.next
+        entry = Entry(made, writer.lane, seq, writer.line(body, seq, made))
+        writer.next = seq + 1
+        self._room.used += len(entry.line)
+        self._put(writer, [entry], tried)
+        if entry.error is not None:
+            raise entry.error
+        if self.appended is not None:
+            self.appended(entry.lane)
+        return Position(entry.lane, entry.seq)
+
     def enter(self, channel: str, body: bytes, priority: int, made: bool, disk: bool) -> asyncio.Future[Position]:
         """Number and frame a record and put it into the group of this turn; what to wait for, however far it has to go."""
         writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+        seq = writer.next
+        return self._join(writer, Entry(made, writer.lane, seq, writer.line(body, seq, made), disk))
+
+    def enter_form(
+        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool
+    ) -> asyncio.Future[Position]:
+        """`enter` of ``form % (stamp_ms, payload)``."""
+        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+        seq = writer.next
+        if writer.after:
+            return self.enter(channel, form % (stamp_ms, payload), priority, True, disk)
+        wire = (writer.blanks.get(form) or writer.blank(form)) % (seq, stamp_ms, payload, seq)
+        return self._join(writer, Entry(True, writer.lane, seq, b"%08x %b\n" % (crc32(wire), wire), disk))
+
+    def _join(self, writer: LaneWriter, entry: Entry) -> asyncio.Future[Position]:
+        writer.next = entry.seq + 1
+        self._room.used += len(entry.line)
         self.unbroken = 0
-        entry = self._number(writer, body, made)
-        entry.disk = disk
-        done = entry.done = asyncio.Future(loop=self._loop)
+        done: asyncio.Future[Position] = asyncio.Future(loop=self._loop)
+        entry.done = done
         group = self._group.get(writer)
         if group is not None:
             group.append(entry)
@@ -122,33 +150,13 @@ class Writer:
         self._group[writer] = [entry]
         return done
 
-    def _append_alone(
-        self, writer: LaneWriter, body: bytes, made: bool, tried: int | OSError | None
-    ) -> Position:
-        """Write one record now; ``tried`` is how a first attempt to write exactly this line ended."""
-        entry = self._number(writer, body, made)
-        self._put(writer, [entry], tried)
-        if entry.error is not None:
-            raise entry.error
-        return Position(entry.lane, entry.seq)
-
-    def _number(self, writer: LaneWriter, body: bytes, made: bool) -> Entry:
-        seq = writer.next
-        if writer.after:
-            body = b'%b,"after":%b}' % (body[:-1], writer.after)
-            writer.after = b""
-        entry = Entry(body, made, writer.lane, seq, writer.framer.line(body, seq, made))
-        writer.next = seq + 1
-        self._room.used += len(entry.line)
-        return entry
-
     def flush(self) -> None:
         """Write the group and wake its senders; those who wait for the disk are handed on."""
         group, self._group = self._group, {}
         for writer, entries in group.items():
             self._put(writer, entries)
-            if self.grouped is not None:
-                self.grouped(writer.lane)
+            if self.appended is not None:
+                self.appended(writer.lane)
             for_disk = [entry for entry in entries if entry.disk and entry.error is None]
             if not for_disk:
                 answer(entries)
@@ -186,7 +194,7 @@ class Writer:
         """The open segment that the first entry goes into."""
         segment = writer.segment
         if segment is not None and segment.size >= self._segment_bytes:
-            self._check(writer, entries)
+            self.check(writer, entries)
             if writer.segment is segment:
                 self._files.close(segment)
                 writer.segment = None
@@ -229,7 +237,7 @@ class Writer:
         for done, entry in enumerate(entries):
             end += len(entry.line)
             if end > written:
-                self._seal(writer, f"short write of {written} bytes")
+                self.seal(writer, f"short write of {written} bytes")
                 return entries[done:]
             entry.segment = segment
         return []
@@ -242,11 +250,11 @@ class Writer:
         try:
             tail = self._fs.pread(segment.fd, self._fs.fstat(segment.fd).st_size - segment.size, segment.size)
         except (OSError, ValueError):  # shorter than what was written to it
-            self._seal(writer, error.strerror or str(error))
+            self.seal(writer, error.strerror or str(error))
             return entries
         if not tail and error.errno in FULL:
             return entries
-        self._seal(writer, error.strerror or str(error))
+        self.seal(writer, error.strerror or str(error))
         # Looked for, not counted: bytes that somebody else put there are no proof that ours are.
         landed = list(takewhile(lambda entry: entry.line in tail, entries))
         for entry in landed:
@@ -254,7 +262,8 @@ class Writer:
             segment.size += len(entry.line)
         return entries[len(landed):]
 
-    def _seal(self, writer: LaneWriter, cause: str) -> None:
+    def seal(self, writer: LaneWriter, cause: str) -> None:
+        """Nothing more is written to its segment: the next record begins another one."""
         segment = writer.segment
         assert segment is not None
         self._observe(SegmentSealed(writer.lane, segment.path, cause))
@@ -282,7 +291,7 @@ class Writer:
         writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
         lane, segment, following = writer.lane, writer.segment, writer.next
         checked = writer.checked, writer.checked_size
-        entries = [Entry(body, False, lane, 0, b"") for body in bodies]
+        entries = [Entry(False, lane, 0, writer.framer.line(body, 0, False)) for body in bodies]
         self._begin_incarnation(writer, entries, cause)
         if entries:
             self._put(writer, entries)
@@ -316,20 +325,20 @@ class Writer:
         self.flush()
         for writer in self._lanes.values():
             if writer.next != writer.checked:
-                self._check(writer)
+                self.check(writer)
 
     def rotate(self) -> None:
         """Begin new segments, so that what the current ones hold may go once it is settled: the last one never does."""
         self.flush()
         for writer in self._lanes.values():
             if writer.segment is not None and writer.segment.size >= ROTATE_BYTES_MIN:
-                self._check(writer)
+                self.check(writer)
                 if writer.segment is not None:
                     self._files.close(writer.segment)
                     writer.segment = None
                     self._new_segment(writer, [])
 
-    def _check(self, writer: LaneWriter, waiting: Sequence[Entry] = ()) -> None:
+    def check(self, writer: LaneWriter, waiting: Sequence[Entry] = ()) -> None:
         """See `verify`; what is ``waiting`` to be written has its numbers behind what is written again."""
         segment = writer.segment
         if segment is None or segment.fd < 0:
@@ -339,7 +348,7 @@ class Writer:
             if self._fs.lstat(segment.path).st_ino == found.st_ino:
                 writer.checked, writer.checked_size = writer.next, segment.size
                 if found.st_size != segment.size:
-                    self._seal(writer, f"it is {found.st_size} bytes long, {segment.size} were written to it")
+                    self.seal(writer, f"it is {found.st_size} bytes long, {segment.size} were written to it")
                 return
         entries = records_since(self._fs, writer, segment)
         lane, following = writer.lane, writer.next - len(waiting)
@@ -357,40 +366,6 @@ class Writer:
         writer.go_on(lane, following, waiting)
         writer.checked, writer.checked_size = checked
         raise OSError(errno.EIO, f"{segment.path} was removed and cannot be written again: {entries[-1].error}")
-
-    def reappend(self, writer: LaneWriter, failed: Segment) -> Segment:
-        """After a failed sync: the unsynced records of a segment again, in another one, under their old numbers.
-
-        Readers skip what they have settled; a reader that finds the old pages gone has them here.  The kernel marks
-        pages clean after a failed sync, so syncing the old segment again would answer a success that is none."""
-        self.flush()
-        if writer.segment is not failed:
-            self._check(writer)
-        name = parse_segment_name(failed.path.rpartition("/")[2])
-        if name is None or name.inc != writer.lane.inc:
-            raise OSError(errno.EIO, "the sync failed, and its incarnation is over")
-        self._files.pin(failed)
-        try:
-            size = self._fs.fstat(failed.fd).st_size
-            data = right_lines(self._fs.pread(failed.fd, max(0, size - failed.synced), failed.synced), writer.lane)
-        finally:
-            self._files.unpin(failed)
-        if writer.segment is failed:
-            self._seal(writer, "sync failed")
-        elif writer.segment is not None and writer.segment.size:
-            # Never behind newer records: whoever looks for the end of a lane takes the last line for it.
-            self._files.close(writer.segment)
-            writer.segment = None
-        if writer.segment is None:
-            writer.segment = self._files.create(writer.lane, writer.next)
-            writer.checked_size = 0
-        segment = writer.segment
-        written = self._fs.write(segment.fd, data)
-        segment.size += written
-        if written != len(data):
-            self._seal(writer, f"short write of {written} bytes")
-            raise OSError(errno.ENOSPC, "short write")
-        return segment
 
     def close(self) -> None:
         """Write what waits, close all segments and let the origin go."""

@@ -70,10 +70,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("failed group keeps its numbers", "logs/writer.py", "            writer.next = entries[0].seq\n",
            "            pass\n"),
     Mutant("short write not sealed", "logs/writer.py",
-           '                self._seal(writer, f"short write of {written} bytes")\n                return entries[done:]',
+           '                self.seal(writer, f"short write of {written} bytes")\n                return entries[done:]',
            "                return entries[done:]"),
     Mutant("failed sync tried again", "logs/sync.py",
-           "                segment.moved = self._writer.reappend(wanted.writer, segment)\n"
+           "                segment.moved = self._reappend(wanted.writer, segment)\n"
            "                segment = segment.moved\n", "                segment.failed = False\n"),
     Mutant("disk without a sync", "logs/file.py", "priority, made, disk)", "priority, made, False)"),
     Mutant("directories not synced", "logs/sync.py", "if not segment.entry_synced:", "if segment.fd < 0:"),
