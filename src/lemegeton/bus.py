@@ -64,6 +64,7 @@ class MessageBus:
         self._observing = Observing()
         self._subscriptions: list[Subscription] = []
         self._forms: dict[tuple[str, str, int], bytes] = {}
+        self._same_forms: dict[bytes, bytes] = {}
         self._root: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
@@ -240,7 +241,9 @@ class MessageBus:
         check_draft(draft)
         if len(self._forms) >= FORMS_MAX:
             self._forms.clear()
-        form = self._forms[channel, type, priority] = form_of(draft)
+            self._same_forms.clear()
+        form = form_of(draft)
+        form = self._forms[channel, type, priority] = self._same_forms.setdefault(form, form)
         return form
 
     def _ttl_ms(self, ttl_s: float | None) -> int | None:

@@ -14,8 +14,6 @@ from lemegeton.logs.segments import Segment, sequence_of
 from lemegeton.seams import Fs
 from lemegeton.segment import Framer
 
-BLANKS_MAX = 16
-
 
 class Entry(msgspec.Struct, eq=False):
     """A record on its way into a write.  Afterwards it has either the ``segment`` it lies in or an ``error``.
@@ -49,10 +47,11 @@ class LaneWriter:
     """One lane that is written to: its current segment (None: a new one is due) and the next sequence.
 
     ``checked`` and ``checked_size`` are the next sequence and the size when the segment was last seen under its name.
-    ``after`` is what the first record of an incarnation says of the one before it, as JSON.
+    ``after`` is what the first record of an incarnation says of the one before it, as JSON.  ``blank`` is the last
+    ``form``, framed.
     """
 
-    __slots__ = ("after", "blanks", "checked", "checked_size", "framer", "lane", "next", "segment")
+    __slots__ = ("after", "blank", "checked", "checked_size", "form", "framer", "lane", "next", "segment")
 
     def __init__(self, lane: Lane, following: int, segment: Segment | None, after: bytes = b"") -> None:
         self.segment = segment
@@ -64,7 +63,7 @@ class LaneWriter:
         """Go on in this lane with this sequence."""
         self.lane = lane
         self.framer = Framer(lane)
-        self.blanks: dict[bytes, bytes] = {}
+        self.form = self.blank = b""
         self.next = self.checked = following
         self.checked_size = 0
 
@@ -83,12 +82,10 @@ class LaneWriter:
             self.after = b""
         return self.framer.line(body, seq, made)
 
-    def blank(self, form: bytes) -> bytes:
-        """The framed form, remembered: a sender uses few."""
-        if len(self.blanks) >= BLANKS_MAX:
-            self.blanks.clear()
-        blank = self.blanks[form] = self.framer.blank(form)
-        return blank
+    def fit(self, form: bytes) -> bytes:
+        """The framed form, kept for the next record: a sender gives one and the same again."""
+        self.form, self.blank = form, self.framer.blank(form)
+        return self.blank
 
 
 def records_since(fs: Fs, writer: LaneWriter, segment: Segment) -> list[Entry]:

@@ -79,7 +79,7 @@ class Writer:
         if segment is None or not segment.kept or writer.after or segment.size >= self._segment_bytes:
             return self._append_alone(writer, form % (stamp_ms, payload), True, None)
         seq = writer.next
-        wire = (writer.blanks.get(form) or writer.blank(form)) % (seq, stamp_ms, payload, seq)
+        wire = (writer.blank if writer.form is form else writer.fit(form)) % (seq, stamp_ms, payload, seq)
         line = b"%08x %b\n" % (crc32(wire), wire)
         try:
             written = self._fs.write(segment.fd, line)
@@ -132,7 +132,7 @@ class Writer:
         seq = writer.next
         if writer.after:
             return self.enter(channel, form % (stamp_ms, payload), priority, True, disk)
-        wire = (writer.blanks.get(form) or writer.blank(form)) % (seq, stamp_ms, payload, seq)
+        wire = (writer.blank if writer.form is form else writer.fit(form)) % (seq, stamp_ms, payload, seq)
         return self._join(writer, Entry(True, writer.lane, seq, b"%08x %b\n" % (crc32(wire), wire), disk))
 
     def _join(self, writer: LaneWriter, entry: Entry) -> asyncio.Future[Position]:
