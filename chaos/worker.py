@@ -42,7 +42,6 @@ REACHED_S = 1.0
 PLAIN_BYTES = 200
 BEHIND_S = 0.2
 """How far the pace is caught up with, behind a pause."""
-UNSENT = "unsent, from "
 SLOW = 0.05
 
 
@@ -234,9 +233,8 @@ class Subscriber:
             self._about("gap", event.subscription, event.lane, first=event.first, last=event.last, cause=event.cause)
         elif isinstance(event, CorruptRecord):
             self._about("corrupt", event.subscription, event.lane, seq=event.expected, cause=event.cause)
-        elif isinstance(event, Expired) and event.id.startswith(UNSENT):
-            first = int(event.id.removeprefix(UNSENT).split()[0])
-            self._about("expired", event.subscription, event.lane, first=first, seq=event.seq)
+        elif isinstance(event, Expired) and event.first:
+            self._about("expired", event.subscription, event.lane, first=event.first, seq=event.seq)
         elif isinstance(event, Expired):
             self._about("expired", event.subscription, event.lane, seq=event.seq, id=event.id)
         elif isinstance(event, DeadLettered):

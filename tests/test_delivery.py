@@ -96,14 +96,14 @@ class Served:
     def __init__(self, log: Log, handler: Any, patterns: Sequence[str] = ("c",), *, start: str = "earliest",
                  marks: Marks | None = None, known: Callable[[str], bool] = lambda _: False, flag_all: bool = False,
                  poll_s: float = 1.0, concurrency: int = 64, attempts: int = 3, delay_s: float = 1.0,
-                 ephemeral: bool = False) -> None:
+                 ephemeral: bool = False, rebooted: bool = False) -> None:
         self.events: list[Event] = []
         self.marks = marks or VolatileMarks()
         self.handling = Handling(log, handler, IdWindow(OsFs(), None), Backoff(attempts, delay_s), self.events.append,
                                  name="sub", sender="tester", wall_ms=lambda: 1000, bytes_max=LIMIT)
         self.delivery = Delivery(log, self.marks, self.handling, patterns, self.events.append, name="sub", start=start,
                                  known=known, flag_all=flag_all, poll_s=poll_s, concurrency=concurrency,
-                                 ephemeral=ephemeral)
+                                 ephemeral=ephemeral, rebooted=rebooted)
 
     def settled(self, lane: Lane) -> int:
         row = self.marks.find(lane)
@@ -624,6 +624,31 @@ async def test_after_another_boot_a_known_lane_that_is_in_reach_only_later_is_fl
     async with serving(log, got, marks=marks, flag_all=True):
         await got.reach(2)
     assert [(m.payload, m.redelivered) for m in got] == [(2, True), (3, True)]
+
+
+class Far(OutOfReach):
+    """The same of another site."""
+
+    def is_near(self, lane: Lane) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("known", "rebooted"), [(True, True), (True, False), (False, True)])
+def test_a_lane_of_another_site_whose_marks_a_power_cut_took_is_flagged_up_to_where_it_is_met(known: bool, rebooted: bool) -> None:
+    @in_virtual_time
+    async def test() -> None:
+        log, got = Far(), Got()
+        for n in range(1, 4):
+            await log.append("c", body(n))
+        log.until_s = asyncio.get_running_loop().time() + 5.0
+        async with serving(log, got, known=lambda _: known, rebooted=rebooted):
+            await got.reach(3)
+            await log.append("c", body(4))
+            await got.reach(4)
+        flagged = known and rebooted
+        assert [(m.payload, m.redelivered) for m in got] == [*((n, flagged) for n in range(1, 4)), (4, False)]
+
+    test()
 
 
 class Nameless(MemoryLog):

@@ -76,6 +76,7 @@ def test_settings_say_what_it_keeps(found: Found) -> None:
 
 def test_a_frozen_one_can_be_thawed_and_killed(own_server: RedisServer) -> None:
     own_server.freeze()
+    own_server.freeze()
     assert own_server.running
     own_server.thaw()
     assert own_server.cli("PING") == b"PONG"

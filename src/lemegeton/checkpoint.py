@@ -44,12 +44,15 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Who the subscription is: its name, what it listens to, the boot of its last holder and when it was last seen."""
+    """Who the subscription is: its name, what it listens to, the boot of its last holder and when it was last seen.
+
+    ``rebooted``: it was there before a boot, and may have handled what it has no marks of."""
 
     name: str
     patterns: tuple[str, ...]
     boot_id: str
     seen_ms: int
+    rebooted: bool = False
 
 
 class Marks(Protocol):
@@ -160,7 +163,8 @@ class Checkpoint:
             self._allocate(0, HEADER_BYTES)
         # Of the boot before until `Delivery` has flagged what that may have handled; a crash meanwhile changes nothing.
         boot = self.previous.boot_id if self.previous else header.boot_id if self.new else ""
-        self.write_header(msgspec.structs.replace(header, boot_id=boot))
+        rebooted = self.previous is not None and self.previous.rebooted
+        self.write_header(msgspec.structs.replace(header, boot_id=boot, rebooted=rebooted))
         if size < HEADER_BYTES:
             # After a power cut records are still kept for a subscription that was once made.
             self._fs.fsync(self._fd)

@@ -42,14 +42,15 @@ class Delivery:
     ``start`` applies to lanes that `open` finds in channels that are not ``known`` from an earlier life; every other
     lane without a mark starts at its oldest record, an ``ephemeral`` one of another site where the first contact with the
     Redis found it.  ``flag_all`` (another boot, or marks that cannot be trusted) has everything up to the logs' end at
-    `open` delivered as redelivered, and so is a lane of an earlier boot that shows itself only later and has no marks.
+    `open` delivered as redelivered, and so is a lane of an earlier boot that shows itself only later and has no marks, or,
+    ``rebooted``, one of another site.
     Cancelling a worker leaves its record with an intent and unsettled: it is delivered again.
     """
 
     def __init__(
         self, log: Log, marks: Marks, handling: Handling, patterns: Sequence[str], observe: Observer, *, name: str,
         start: str, known: Callable[[str], bool], flag_all: bool, poll_s: float, concurrency: int,
-        ephemeral: bool = False
+        ephemeral: bool = False, rebooted: bool = False
     ) -> None:
         self._log = log
         self._marks = marks
@@ -62,6 +63,7 @@ class Delivery:
         self._known = known
         self._from_contact = ephemeral and start == "new"
         self._flag_all = flag_all
+        self._rebooted = rebooted
         self._unsure: set[Lane] = set()
         """Lanes with marks of another boot: what they say may be older than what was handled, whenever a lane is reached."""
         self._poll_s = poll_s
@@ -141,7 +143,8 @@ class Delivery:
         row = self._marks.find(lane)
         # One that was hidden when this boot began: the marks that said what was handled of it are lost.
         doubtful = self._flag_all or lane in self._unsure or (
-            row is None and self._known(lane.channel) and await self._log.of_earlier_boot(lane))
+            row is None and self._known(lane.channel)
+            and (await self._log.of_earlier_boot(lane) or (self._rebooted and not self._log.is_near(lane))))
         span = await self._log.span(lane) if row is None or doubtful else None
         if row is None:
             assert span is not None

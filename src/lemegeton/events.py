@@ -44,7 +44,9 @@ class Gap(Event):
 
 @dataclass(frozen=True, slots=True)
 class Expired(Event):
-    """The time to live of a message passed before its handler was called; it counts as settled."""
+    """The time to live of a message passed before its handler was called; it counts as settled.
+
+    ``first`` is above 0 where its site did not even send it, nor those before it from ``first`` on; then there is no id."""
 
     name = "expired"
     level = "info"
@@ -52,6 +54,7 @@ class Expired(Event):
     lane: Lane
     seq: int
     id: str
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

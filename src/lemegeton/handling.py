@@ -173,7 +173,7 @@ class Handling:
             self._miss(place, marker.through, "its log does not have it any more")
         else:
             self.counts.expired += marker.through - first + 1
-            self._observe(Expired(self._name, place.lane, marker.through, f"unsent, from {first} on"))
+            self._observe(Expired(self._name, place.lane, marker.through, "", first))
         marks.cells[settled_at(place.row)] = marker.through
         place.next = marker.through + 1
         place.forget_trouble()

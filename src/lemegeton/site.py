@@ -51,6 +51,8 @@ class Memory:
     window: IdWindow
     known: Callable[[str], bool]
     flag_all: bool
+    rebooted: bool = False
+    """It was there before a boot."""
     begun: Callable[[], None] = lambda: None
     """To be called when every lane that was found has its marks."""
 
@@ -129,9 +131,10 @@ class FileSite:
         matchers = [compile_glob(pattern) for pattern in previous.patterns] if previous else []
         damaged = previous is None and not checkpoint.new
         flag_all = damaged or (previous is not None and previous.boot_id != self._runtime.boot_id)
+        rebooted = flag_all or (previous is not None and previous.rebooted)
         return Memory(checkpoint, IdWindow(fs, checkpoint.ids_path),
-                      lambda channel: damaged or any(matches(channel) for matches in matchers), flag_all,
-                      lambda: self._begun(checkpoint, header))
+                      lambda channel: damaged or any(matches(channel) for matches in matchers), flag_all, rebooted,
+                      lambda: self._begun(checkpoint, msgspec.structs.replace(header, rebooted=rebooted)))
 
     def _begun(self, checkpoint: Checkpoint, header: Header) -> None:
         """From here on a crash leaves marks of this boot."""
@@ -200,8 +203,7 @@ class FileSite:
     def _stamp(self) -> None:
         for checkpoint, header in self._durable.values():
             if not checkpoint.closed:
-                seen = Header(header.name, header.patterns, header.boot_id, self.wall_ms())
-                checkpoint.write_header(seen)
+                checkpoint.write_header(msgspec.structs.replace(header, seen_ms=self.wall_ms()))
 
     async def aclose(self) -> None:
         """Let everything go."""

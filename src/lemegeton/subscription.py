@@ -43,7 +43,8 @@ class Subscription:
         )
         self._delivery = Delivery(
             site.log, self._memory.marks, self._handling, patterns, observe, name=shown, start=start,
-            known=self._memory.known, flag_all=self._memory.flag_all, poll_s=settings.polling_interval,
+            known=self._memory.known, flag_all=self._memory.flag_all, rebooted=self._memory.rebooted,
+            poll_s=settings.polling_interval,
             concurrency=concurrency or settings.concurrency, ephemeral=name is None,
         )
         self._served: asyncio.Task[None] | None = None

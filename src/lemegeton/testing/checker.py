@@ -102,11 +102,14 @@ def _has_cause(story: Story, gap: Event) -> bool:
 
 
 def receipts(story: Story, cap: bool) -> Iterator[Violation]:
-    """R: a receipt of level handled comes after every subscription registered before the publish has settled it."""
+    """R: a receipt of level handled comes after every subscription of the sender's site that was registered before the
+    publish has settled it."""
     for at, owed_at, ack in story.handled_acks:
         for sub, registered_at in story.regs.get(ack.ch, {}).items():
             settled_at = story.settled.get((sub, ack.ch, ack.id))
             if registered_at >= owed_at or (settled_at is not None and settled_at < at):
+                continue
+            if story.sites.get(sub, ack.site) != ack.site:
                 continue
             if cap and story.reported_gap(sub, lane_of(ack), ack.seq):
                 continue

@@ -35,7 +35,7 @@ class _Reader:
     Per lane, a crash leaves at most one message in doubt: the one that was begun last and maybe not marked as settled,
     or, if that was settled, the next one, whose intent was stored and whose handler had not begun.  So a flag needs a
     crash since the lane was last touched.  After a power cut of the site anything published before the subscription
-    was registered again may be flagged, once.
+    was registered again may be flagged, once; of another site what a lane held when it was met first after the cut.
     """
 
     story: Story
@@ -54,8 +54,8 @@ class _Reader:
     """What a crash left in doubt and then expired: one published again later under its id may be flagged."""
     site: str = ""
     cut_at: int = NEVER
-    reboot: int = NEVER
-    """The first epoch after the last power cut."""
+    plain: set[LaneKey] = field(default_factory=set)
+    """Lanes of which something came without a flag since the last power cut."""
     horizon: dict[str, int] = field(default_factory=dict)
     """Channel → where the subscription was registered again after the last power cut."""
 
@@ -67,7 +67,8 @@ class _Reader:
     def judge(self, events: Iterable[Numbered]) -> Iterator[Violation]:
         for at, event in events:
             if event.ev == "fault":
-                self.cut_at, self.reboot, self.horizon = at, NEVER, {}
+                self.cut_at, self.horizon = at, {}
+                self.plain.clear()
                 continue
             if event.inc != self.inc:
                 self._turn(at, event.inc)
@@ -86,12 +87,12 @@ class _Reader:
         self.crashes += died or bool(self.open)
         self.open.clear()
         self.inc, self.epoch = inc, self.epoch + 1
-        if inc and self.cut_at != NEVER and self.reboot == NEVER:
-            self.reboot = self.epoch
 
     def _begin(self, at: int, start: Event) -> None:
         key, lane = (start.ch, start.id), lane_of(start)
         self.begun[key] = _Begun(at, self.epoch, start)
+        if not start.redel:
+            self.plain.add(lane)
         self.lanes[lane] = _Mark(key, self.epoch, self.deaths, True)
         self.open.add(lane)
         self.failed.pop(key, None)
@@ -100,7 +101,7 @@ class _Reader:
         key, lane = (event.ch, event.id), lane_of(event)
         if event.ev == "reg":
             self.site = event.site
-            if self.reboot != NEVER:
+            if self.cut_at != NEVER:
                 self.horizon.setdefault(event.ch, at)
         elif event.ev == "error":
             self.failed[key] = self.epoch
@@ -169,7 +170,7 @@ class _Reader:
         if pub is None or horizon is None:
             return True
         elsewhere = not pub.site or pub.site != self.site  # another site's log may have grown before first contact
-        return pub.inv_at < horizon or (elsewhere and self.epoch == self.reboot)
+        return pub.inv_at < horizon or (elsewhere and lane_of(start) not in self.plain)
 
 
 def _position(start: Event) -> str:

@@ -132,6 +132,7 @@ class RedisServer:
         if tls:
             self._certify()
         self._process: subprocess.Popen[bytes] | None = None
+        self._frozen = False
         self._running: list[subprocess.Popen[bytes]] = []
         self._leave = weakref.finalize(self, _leave_nothing, self._running, str(self.directory))
 
@@ -187,6 +188,7 @@ class RedisServer:
 
     def _ended(self) -> None:
         process, self._process = self._process, None
+        self._frozen = False
         if process is not None:
             process.wait(READY_S)
             self._running.remove(process)
@@ -210,13 +212,15 @@ class RedisServer:
         self.data.mkdir(mode=0o700)
 
     def freeze(self) -> None:
-        """SIGSTOP; returns when it has stopped."""
-        if self._process is not None:
+        """SIGSTOP; returns when it has stopped, which is told once: one that stands still already is let be."""
+        if self._process is not None and not self._frozen:
             self._process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+            self._frozen = True
 
     def thaw(self) -> None:
         """SIGCONT."""
+        self._frozen = False
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 

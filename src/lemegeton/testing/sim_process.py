@@ -270,7 +270,8 @@ class Life:
     async def _publish(self, send: Send) -> Receipt:
         assert self.bus is not None, "it runs"
         payload = payload_of(send)
-        self.record("inv", ch=send.channel, prod=self.process.spec.bus, id=send.tag, sha=digest(payload))
+        self.record("inv", ch=send.channel, prod=self.process.spec.bus, id=send.tag, sha=digest(payload),
+                    kind="ttl" if send.ttl is not None else "")
         self.world.published += 1
         return await self.bus.publish(
             send.channel, payload, priority=send.priority, id=send.tag if send.given else None, ttl=send.ttl,
@@ -372,8 +373,10 @@ class Life:
                         cause=event.cause)
         elif isinstance(event, CorruptRecord):
             self.record("corrupt", sub=sub, **_lane(event.lane), seq=event.expected, cause=event.cause)
+        elif isinstance(event, Expired) and event.first:
+            self.record("expired", sub=sub, **_lane(event.lane), first=event.first, seq=event.seq)
         elif isinstance(event, Expired | DeadLettered):
-            tag = self.site.tag_at(event.lane, event.seq) or event.id
+            tag = self.world.tag_at(event.lane, event.seq) or event.id
             self.record("expired" if isinstance(event, Expired) else "dead", sub=sub,
                         **_lane(event.lane), seq=event.seq, id=tag)
 

@@ -86,6 +86,10 @@ class World:
         found = [process for process in self.processes if process.alive and wanted(process)]
         return rng.choice(found) if found else None
 
+    def tag_at(self, lane: Lane, seq: int) -> str | None:
+        """Which message lies where, on any site."""
+        return next((tag for site in self.sites if (tag := site.tag_at(lane, seq)) is not None), None)
+
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call it in the name of the harness."""
         self.loop.call_later(delay_s, call, context=self.context)
