@@ -634,7 +634,7 @@ class Far(OutOfReach):
 
 
 @pytest.mark.parametrize(("known", "rebooted"), [(True, True), (True, False), (False, True)])
-def test_a_lane_of_another_site_whose_marks_a_power_cut_took_is_flagged_up_to_where_it_is_met(known: bool, rebooted: bool) -> None:
+def test_a_lane_of_another_site_without_marks_is_flagged_after_a_power_cut(known: bool, rebooted: bool) -> None:
     @in_virtual_time
     async def test() -> None:
         log, got = Far(), Got()
