@@ -762,6 +762,18 @@ def test_what_expired_between_two_attempts_may_be_published_and_handled_again(sc
     assert script.kinds() == {"copied"}
 
 
+def test_a_power_cut_takes_ids_that_were_remembered(script: Script) -> None:
+    script.pub("a", 1)
+    script.handle("a", 1)
+    script.power()
+    script.pub("a", 2)
+    script.handle("a", 2)
+    assert script.kinds() == set()
+    script.pub("a", 3)
+    script.handle("a", 3)
+    assert script.kinds() == {"copied"}
+
+
 @pytest.mark.parametrize("expired", [1, 2])
 def test_what_was_handled_or_may_have_been_is_doubled_also_if_a_copy_of_it_expired(script: Script, expired: int) -> None:
     script.pub("a", 1)
