@@ -53,6 +53,8 @@ class Life:
 
     def do(self, **command: Any) -> None:
         """Send a command; one that is dead does not hear it."""
+        if self.buried:  # its pipe is closed
+            return
         try:
             os.write(self.process.stdin.fileno(), json.dumps(command).encode() + b"\n")  # type: ignore[union-attr]
         except OSError:

@@ -82,6 +82,18 @@ async def test_what_a_process_that_is_cut_off_cannot_bring_another_of_its_site_d
         assert redis.cli("XLEN", STREAM) == 31
 
 
+async def test_what_was_brought_for_a_dead_process_is_brought_again_when_the_redis_forgets(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with Proxy(redis.address) as proxy, site(tmp_path / "a", redis, "helper"):
+        proxy.refuse()
+        async with site(tmp_path / "a", proxy.url, "dead") as dead:
+            await send(dead, *range(3))
+        await until(lambda: redis.cli("XLEN", STREAM) == 3)
+        redis.cli("FLUSHALL")  # no connection is cut: nobody is told of it
+        await until(lambda: redis.cli("XLEN", STREAM) == 3)
+
+
 async def test_an_error_of_the_redis_is_an_event_and_the_bridge_goes_on(redis: RedisServer, tmp_path: Path) -> None:
     async with site(tmp_path / "a", redis) as a:
         await send(a, 1)

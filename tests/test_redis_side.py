@@ -14,7 +14,8 @@ import pytest
 from lemegeton import bridge, bus, redis_side, relaying
 from lemegeton.bus import MessageBus
 from lemegeton.errors import NotReached
-from lemegeton.events import Event
+from lemegeton.events import BusBroken, Event
+from lemegeton.lane import Lane
 from lemegeton.logs import redis as redis_log
 from lemegeton.logs import redis_link, redis_scan
 from lemegeton.testing.proxy import Proxy
@@ -593,6 +594,16 @@ async def test_a_restored_home_goes_on_in_a_new_incarnation_and_loses_nothing(
             await near.reach(6 + more)
         assert got.payloads == [*range(10), *range(100, 100 + more), 200]
         assert near.payloads == [*range(5), *range(100, 100 + more), 200]
+
+
+async def test_a_fork_of_a_lane_that_is_only_helped_is_its_writers_business(redis: RedisServer, tmp_path: Path) -> None:
+    async with site(tmp_path / "a", redis) as a:
+        side = a.bus.site.redis  # type: ignore[attr-defined]
+        side._forked(Lane("c", f"other~{side.log._site}~0", 1, 1))
+        await side.tick()
+        await send(a, 1)
+        await a.relayed()
+    assert a.of(BusBroken) == []
 
 
 async def test_a_copied_home_is_another_site_and_both_go_on(redis: RedisServer, tmp_path: Path) -> None:

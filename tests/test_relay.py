@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lemegeton.codec import decode
+from lemegeton.codec import decode, head_of
 from lemegeton.events import Event, LaneForked
 from lemegeton.lane import Lane
 from lemegeton.logs.base import GONE, SKIP, Answer, Batch, Cursor, Damage, Found, Item, Mark, Marker
@@ -353,6 +353,18 @@ def test_whatever_a_replica_forgets_it_ends_with_every_record_in_order(steps: li
 
 
 TTL = b'{"timestamp":1,"type":"custom","from":"alice","payload":null,"ttl":50}'
+
+
+async def test_the_first_of_an_incarnation_is_sent_though_it_expired() -> None:
+    """It says where the one before ends: without it readers would go on before that is theirs."""
+    log, replica = MemoryLog(), MemoryReplica()
+    lane = (await log.append("c", TTL[:-1] + b',"after":["o~s~0",1,7]}')).lane
+    await log.append("c", TTL)
+    await a_relay(log, replica, wall_ms=lambda: 10**6).copy(lane)
+    first, second = replica.store.lanes[lane].records
+    assert isinstance(first, bytes)
+    assert head_of(first).after == ("o~s~0", 1, 7)
+    assert second == Marker(SKIP, 2, 2)
 
 
 async def test_what_expired_on_the_way_is_not_sent_and_its_sequence_is_closed() -> None:

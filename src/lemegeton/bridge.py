@@ -250,6 +250,7 @@ class Bridge:
             if now - since < HELP_AFTER_S and held(self._fs, f"{self._home.origins}/{lane.origin}"):
                 lacking += 1
                 continue
+            await self._relay.probe(lane)  # the Redis may have forgotten what we brought
             marks[lane_field(lane)] = await self._relay.copy(lane)
         return lacking
 

@@ -27,8 +27,8 @@ class ChainState:
     rung: bool = False
     waiting: bool = False
     """A retry is due later: neither a doorbell nor a poll brings it forward."""
-    last: int = 0
-    """The highest incarnation seen."""
+    seen: set[int] = field(default_factory=set)
+    """The incarnations that were met."""
     stuck_seq: int = 0
     stuck_since: float = 0.0
 

@@ -125,18 +125,28 @@ class Delivery:
             if chain is None:
                 chain = self._chains[chain_of(lane)] = ChainState(chain_of(lane))
                 self._channels[channel].append(chain)
-            if lane.inc > chain.last and chain.key not in out_of_reach:
+            if lane.inc not in chain.seen and chain.key not in out_of_reach:
                 try:
-                    chain.lanes.append(await self._begin(lane, start))
+                    place = await self._begin(lane, start)
                 except (RedisLost, RedisRefused):  # it is found when that Redis answers; those of this site wait for nobody
                     out_of_reach.add(chain.key)
                     continue
-                self._newest.pop(lane._replace(inc=chain.last), None)
-                self._newest[lane] = chain
-                chain.last = lane.inc
+                self._join(chain, place)
         for chain in self._channels[channel]:
             if chain.lanes:
                 self._crew.queue(chain)
+
+    def _join(self, chain: ChainState, place: LanePlace) -> None:
+        """Put a lane into its chain.
+
+        One before those that are there comes late where a Redis had forgotten it: then it is the next, for out of order is
+        better than not at all."""
+        lane, last = place.lane, max(chain.seen, default=0)
+        chain.seen.add(lane.inc)
+        chain.lanes.insert(sum(each.lane.inc < lane.inc for each in chain.lanes), place)
+        if lane.inc > last:
+            self._newest.pop(lane._replace(inc=last), None)
+            self._newest[lane] = chain
 
     async def _begin(self, lane: Lane, start: str) -> LanePlace:
         """Where to begin in a lane: behind what is settled, or where ``start`` says."""
@@ -232,12 +242,12 @@ class Delivery:
             self._stall(chain, str(error))
             return False
         except BaseException:
-            chain.lanes[0].cursor = None  # what was read and not settled is read again
+            _read_again(chain)
             raise
 
     def _stall(self, chain: ChainState, cause: str) -> None:
         self._observe(LaneStalled(self._name, chain.lanes[0].lane, cause))
-        chain.lanes[0].cursor = None
+        _read_again(chain)
         self._later(chain, STALL_RETRY_S)
 
     def _later(self, chain: ChainState, delay_s: float) -> None:
@@ -259,7 +269,7 @@ class Delivery:
             if not batch.records:
                 if not later_known or not await self._log.ended(place.lane, chain.lanes[1].lane, place.next - 1):
                     return False
-                chain.lanes.popleft()
+                chain.lanes.remove(place)  # maybe not the first any more
                 continue
             outcome = await self._handling.handle(place, batch.records, self._marks)
             self._active_until = asyncio.get_running_loop().time() + ACTIVE_FOR_S
@@ -350,3 +360,9 @@ def _is_channel(name: str) -> bool:
     except InvalidMessage:
         return False
     return True
+
+
+def _read_again(chain: ChainState) -> None:
+    """What was read and not settled is read again."""
+    for place in chain.lanes:
+        place.cursor = None

@@ -121,6 +121,7 @@ class RedisSide:
 
     async def tick(self) -> None:
         """Once a second: mend what was found meanwhile."""
+        self._forks.intersection_update(self._files.own_lanes())  # of those we help, their own writer sees it as well
         for lane in list(self._forks):
             common = max(self.get(lane), await taken_of(self._files, self.link, self.keys, lane))
             await self._files.begin_again(lane, "the mark in the shared Redis is not a record of this log", common)

@@ -196,7 +196,8 @@ def items_of(lane: Lane, following: int, records: Sequence[Found], now_ms: int) 
         assert isinstance(record, bytes), "only a record has a head"
         if head.seq > following:
             items.append(_marked(GONE, following, head.seq - 1))
-        if head.ttl is None or head.timestamp + head.ttl >= now_ms:
+        if head.ttl is None or head.timestamp + head.ttl >= now_ms or head.said_after is not None:
+            # The first of an incarnation goes out whatever became of it: it says where the one before ends.
             items.append(Item(head.seq, head.seq, record))
         elif items and isinstance(before := items[-1].record, Marker) and before.kind == SKIP:
             items[-1] = _marked(SKIP, before.first, head.seq)

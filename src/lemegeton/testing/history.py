@@ -29,10 +29,11 @@ expired  sub key first                     settled without a handler; with ``fir
                                            expire from there to ``seq``, which another site did not send
 dead     sub key                           settled by a dead letter
 mode     kind                              the mode is now ``kind``; not judged
-fault    kind                              the harness did something; the checker knows three kinds:
+fault    kind                              the harness did something; the checker knows four kinds:
          kind="kill" inc                   the process life ``inc`` (not the recorder's own) was killed
          kind="power" site ids             every life of ``site`` ended; the bytes of ``ids`` are not on its disk
          kind="corrupted" ids              the bytes of ``ids`` were damaged or deleted
+         kind="forgot"                     a Redis lost something that it had
 quiet    —                                 the last fault is healed: all must be delivered by the end of the history
 ======== ================================= =========================================================================
 

@@ -9,7 +9,9 @@ removed since.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 
 from lemegeton.lane import Lane
 from lemegeton.testing.checker import check
@@ -40,6 +42,12 @@ class _Known:
         self.places: dict[tuple[Lane, int], str] = {}
         self.done: set[tuple[str, str, str]] = set()
         self.cut = False
+        self.forgot: list[int] = []
+        """When a Redis lost something that it had."""
+        self.cuts: dict[str, list[int]] = {}
+        """Site → when it lost power."""
+        self.starts: dict[tuple[str, str, str], list[tuple[int, Event]]] = {}
+        self.acked: dict[tuple[str, str], tuple[int, Event]] = {}
         for at, event in enumerate(events):
             self._learn(at, event)
 
@@ -51,6 +59,7 @@ class _Known:
         if event.ev == "inv":
             self.invs.setdefault((event.ch, event.id), []).append(at)
         elif event.ev == "ack":
+            self.acked.setdefault((event.ch, event.id), (at, event))
             self.acks.setdefault((event.ch, event.id), []).append(_lane(event))
         elif event.ev == "reg":
             self.regs.setdefault((event.sub, event.ch), at)
@@ -58,8 +67,14 @@ class _Known:
             self.gaps[event.sub, event.ch, str(event.first), str(event.last)] = event
         elif event.ev == "fault":
             self.cut = self.cut or event.kind == "power"
-        elif event.ev == "start" and event.redel:
-            self.flagged.add((event.sub, event.ch, event.id))
+            if event.kind == "forgot":
+                self.forgot.append(at)
+            elif event.kind == "power":
+                self.cuts.setdefault(event.site, []).append(at)
+        elif event.ev == "start":
+            self.starts.setdefault((event.sub, event.ch, event.id), []).append((at, event))
+            if event.redel:
+                self.flagged.add((event.sub, event.ch, event.id))
 
     def explains(self, violation: Violation) -> bool:
         """True if the harness knows the reason."""
@@ -75,12 +90,51 @@ class _Known:
             return False
         sub, *rest = violation.key
         key = rest[0], rest[1]
+        if self.forgot and self._forgotten(violation.kind, sub, key):
+            return True
         if violation.kind == "unreported":
             return bool(self.tails.intersection(self.acks.get(key, ())))
         if violation.kind in ("order", "producer_order"):
             first = self.invs.get(key, [NEVER])[0]
             return self.cut and self._before_start(sub, key[0], first) and (sub, *key) in self.flagged
         return violation.kind == "false_flag" and self.cut and len(self.invs.get(key, ())) > 1
+
+    def _forgotten(self, kind: str, sub: str, key: tuple[str, str]) -> bool:
+        """True if it comes of a Redis that forgot, in one of the ways that the guarantees name."""
+        starts = self.starts.get((sub, *key), [])
+        if kind == "lost":
+            # It was never met: what that Redis had of the lane when it was met began behind it.
+            at, ack = self.acked[key]
+            met = min((began for began, _ in self._of_chain(sub, ack)), default=2**62)
+            return not starts and self._elsewhere(sub, ack) and self._between(self.forgot, at, met)
+        if kind == "order" and starts:
+            # A later incarnation was met first, as the Redis knew nothing of this one.
+            at, start = starts[0]
+            return self._elsewhere(sub, start) and any(
+                began < at and other.pinc > start.pinc for began, other in self._of_chain(sub, start))
+        if kind == "doubled" and len(starts) > 1:
+            # The marks went with the power of the reader's site, and the Redis did not know how far the lane went.
+            return self._elsewhere(sub, starts[0][1]) and any(
+                self._between(self.cuts.get(start.site, []), before, at) and self._between(self.forgot, before, at)
+                for (before, _), (at, start) in pairwise(starts))
+        return False
+
+    def _of_chain(self, sub: str, place: Event) -> Iterator[tuple[int, Event]]:
+        """Everything that the subscription was given of the same origin, channel and priority."""
+        wanted = place.ch, place.origin, place.prio
+        return ((at, start) for (name, *_), found in self.starts.items() if name == sub
+                for at, start in found if (start.ch, start.origin, start.prio) == wanted)
+
+    def _elsewhere(self, sub: str, place: Event) -> bool:
+        """True if it was published on another site."""
+        here = next((start.site for (name, *_), ((_, start), *_) in self.starts.items() if name == sub), "")
+        published = next((ack.site for _, ack in self.acked.values() if ack.origin == place.origin), place.site)
+        return here != published
+
+    @staticmethod
+    def _between(found: list[int], after: int, before: int) -> bool:
+        at = bisect_right(found, after)
+        return at < len(found) and found[at] < before
 
     def _settled(self, sub: str, key: tuple[str, str]) -> bool:
         """True if the subscription has settled it, or was never owed any publish of it."""

@@ -67,13 +67,17 @@ async def _away(net: FakeRedisNet, url: str, rng: Random) -> None:
 async def redis_empty(world: World, net: FakeRedisNet, rng: Random) -> None:
     """5: the Redis is killed and starts with nothing."""
     net.crash(SHARED_URL, Loss.EMPTY)
+    world.forgot()
     await _away(net, SHARED_URL, rng)
 
 
 @_strike
 async def redis_killed(world: World, net: FakeRedisNet, rng: Random) -> None:
     """6: it is killed and still has everything, or all but the last seconds."""
-    net.crash(SHARED_URL, rng.choice((Loss.NONE, Loss.EVERYSEC, Loss.EVERYSEC)))
+    loss = rng.choice((Loss.NONE, Loss.EVERYSEC, Loss.EVERYSEC))
+    net.crash(SHARED_URL, loss)
+    if loss is not Loss.NONE:
+        world.forgot()
     await _away(net, SHARED_URL, rng)
 
 
@@ -84,6 +88,7 @@ async def redis_restored(world: World, net: FakeRedisNet, rng: Random) -> None:
     store.save_every_s = rng.choice((1.0, 5.0))
     await asyncio.sleep(rng.uniform(0, 8))
     net.crash(SHARED_URL, Loss.SNAPSHOT)
+    world.forgot()
     store.save_every_s = None
     await _away(net, SHARED_URL, rng)
 
@@ -92,6 +97,7 @@ async def redis_restored(world: World, net: FakeRedisNet, rng: Random) -> None:
 async def redis_failover(world: World, net: FakeRedisNet, rng: Random) -> None:
     """8: a replica takes over that is some commands behind."""
     lost = net.fail_over(SHARED_URL, rng.choice((0, 1, 3, 10, 100)))
+    world.forgot()
     world.say(f"  {lost} commands lost")
 
 
@@ -100,6 +106,7 @@ async def redis_clock(world: World, net: FakeRedisNet, rng: Random) -> None:
     """28: the clock of its host is set back, and it forgets everything or a stream: ids go back."""
     server = _shared(net)
     server.store.step(-rng.choice((1000, 60_000, 3_600_000)))
+    world.forgot()
     stream = _some_key(net, rng, b"message-stream:")
     if rng.random() < 0.5 or stream is None:
         server.execute("FLUSHALL")
@@ -114,6 +121,7 @@ async def redis_clock(world: World, net: FakeRedisNet, rng: Random) -> None:
 async def redis_flush(world: World, net: FakeRedisNet, rng: Random) -> None:
     """9: FLUSHALL."""
     _shared(net).execute("FLUSHALL")
+    world.forgot()
 
 
 @_strike
@@ -121,6 +129,7 @@ async def redis_stream_gone(world: World, net: FakeRedisNet, rng: Random) -> Non
     """9: DEL of a stream, or of most of it (XTRIM MAXLEN 1)."""
     streams = _shared(net).streams()
     if streams:
+        world.forgot()
         key = rng.choice(streams)
         _shared(net).execute(*rng.choice((("DEL", key), ("XTRIM", key, "MAXLEN", 1), ("XTRIM", key, "MAXLEN", 0))))
 
@@ -130,6 +139,7 @@ async def redis_marks_gone(world: World, net: FakeRedisNet, rng: Random) -> None
     """9: DEL of one hash: marks, acks, requests, subscriptions; or of the set of channels."""
     key = _some_key(net, rng, rng.choice((b"relay:", b"relay:", b"acks:", b"nacks:", b"subscriptions", b"channels")))
     if key is not None:
+        world.forgot()
         _shared(net).execute("DEL", key)
 
 
@@ -142,6 +152,7 @@ async def redis_entry_gone(world: World, net: FakeRedisNet, rng: Random) -> None
         key = rng.choice(streams) if streams else b""
         entries = server.execute("XRANGE", key, "-", "+")
         if entries:
+            world.forgot()
             server.execute("XDEL", key, rng.choice(entries)[0])
 
 
@@ -150,6 +161,7 @@ async def redis_evicts(world: World, net: FakeRedisNet, rng: Random) -> None:
     """10: keys are evicted."""
     for _ in range(rng.choice((1, 2, 5))):
         _shared(net).evict()
+        world.forgot()
         await asyncio.sleep(rng.uniform(0, 1))
 
 
@@ -179,6 +191,7 @@ async def redis_frozen(world: World, net: FakeRedisNet, rng: Random) -> None:
     await asyncio.sleep(rng.choice((0.5, 3.0, 20.0)) * rng.random())
     if rng.random() < 0.2:
         net.crash(SHARED_URL, Loss.EVERYSEC)
+        world.forgot()
         await _away(net, SHARED_URL, rng)
     net.thaw(SHARED_URL)
 

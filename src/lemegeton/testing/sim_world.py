@@ -128,6 +128,10 @@ class World:
         """A call of this process was made to fail."""
         self._failed = {*self._failed, process.spec.name}
 
+    def forgot(self) -> None:
+        """The Redis that all sites share has lost something that it had."""
+        self.sites[0].history.record("fault", kind="forgot")
+
     def violate(self, kind: str, text: str) -> None:
         """Something that the history cannot tell."""
         self.violations.append(Violation(kind, text, (kind,)))
