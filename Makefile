@@ -43,6 +43,7 @@ test: $(MADE)
 
 sim: $(MADE)
 	$(BIN)/python -m lemegeton.testing.simulation --seeds $(SEEDS)
+	$(BIN)/python -m lemegeton.testing.simulation --seeds $(SEEDS) --redis
 	$(BIN)/python -m lemegeton.testing.simulation --seeds $(SEEDS) --mutants
 
 chaos: $(MADE)
