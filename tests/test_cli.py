@@ -377,6 +377,24 @@ def test_a_symlink_in_a_channel_is_refused_by_whoever_reads_it(run: Run, tmp_pat
     assert "lemegeton" in run.error("status", code=1)
 
 
+def test_nothing_is_written_through_a_symlink_in_the_place_of_a_channel(run: Run, tmp_path: Path):
+    run("pub", "c", "1")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (run.home / "messages" / "evil").symlink_to(outside)
+    for arguments in (("pub", "evil", "1"), ("history", "evil")):
+        assert "evil is not a directory of this user; move it away" in run.error(*arguments, code=1)
+    assert list(outside.iterdir()) == []
+
+
+def test_a_file_among_the_channels_keeps_nobody_from_the_others(run: Run):
+    run("pub", "c", "1")
+    (run.home / "messages" / "notes").write_text("")
+    [found] = run("status")
+    assert [channel["channel"] for channel in found["channels"]] == ["c"]
+    assert run("sub", "*", "--start", "earliest", "--count", "1")[0]["payload"] == 1
+
+
 READING = [("history", "c"), ("status",), ("subs", "list"), ("subs", "drop", "n"), ("mode",), ("mode", "set", "auto")]
 
 

@@ -78,6 +78,15 @@ class TailDropped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StrayEntry(Event):
+    """Something among the directories of channels is none of ours: it is left alone, and nothing in it is read."""
+
+    name = "stray"
+    path: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerFailed(Event):
     """A handler raised; the message is tried again or becomes a dead letter."""
 
@@ -367,7 +376,7 @@ class ObserverFailed(Event):
 Observer = Callable[[Event], None]
 
 EVENTS: tuple[type[Event], ...] = (
-    Gap, Expired, CorruptRecord, TailDropped, HandlerFailed, DeadLettered, LaneStalled, Refused, IncarnationBegun,
+    Gap, Expired, CorruptRecord, TailDropped, StrayEntry, HandlerFailed, DeadLettered, LaneStalled, Refused, IncarnationBegun,
     SegmentSealed, LaneForked, RedisUp, RedisDown, RelayStalled, SubscriptionExpired, DoorbellLost, LimitReached,
     RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted, LocalRedisStopped, LocalRedisFailed,
     BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport, MessageIgnored, HubStalled, JournalDamaged,

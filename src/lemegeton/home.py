@@ -61,8 +61,7 @@ def find_home(fs: Fs, start: str, uid: int) -> str:
     while True:
         candidate = os.path.join(directory, DIRECTORY)
         with suppress(OSError):
-            found = fs.lstat(candidate)
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == uid:
+            if is_own_directory(fs, candidate, uid):
                 return candidate
         parent = os.path.dirname(directory)
         if parent == directory:
@@ -132,6 +131,12 @@ def check_directory(fs: Fs, path: str, uid: int) -> None:
     if found.st_mode & 0o022:
         raise HomeRefused(f"home: {path} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}); "
                           f"run: chmod 700 {path}")
+
+
+def is_own_directory(fs: Fs, path: str, uid: int) -> bool:
+    """True for a directory of this user; a symbolic link to one is none, for what it leads to is not in the home."""
+    found = fs.lstat(path)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid
 
 
 def check_file(fs: Fs, fd: int, path: str, uid: int) -> None:
