@@ -257,6 +257,9 @@ WRONG = {
     "payload too large": ("pub", "c", json.dumps("x" * 2**20)),
     "header without a value": ("pub", "c", "1", "--header", "k"),
     "name empty": ("pub", "c", "1", "--name", ""),
+    "timeout negative": ("pub", "c", "1", "--ack", "disk", "--timeout", "-1"),
+    "timeout not a number": ("sub", "c", "--timeout", "nan"),
+    "timeout endless": ("bridge", "--timeout", "inf"),
     "ack unknown": ("pub", "c", "1", "--ack", "nowhere"),
     "count of nothing": ("sub", "c", "--count", "0"),
     "history of nothing": ("history", "c", "-n", "0"),
@@ -277,6 +280,31 @@ WRONG = {
 @pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG.keys())
 def test_wrong_usage_is_one_line_and_2(run: Run, arguments: tuple[str, ...]):
     run.error(*arguments, code=2)
+
+
+@pytest.mark.parametrize("arguments", [(), ("subs",)])
+def test_a_missing_verb_is_said_shortly(run: Run, arguments: tuple[str, ...]):
+    assert re.fullmatch(r"lemegeton: .*Missing command; see lemegeton .*--help\n", run.error(*arguments, code=2))
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@h:99999", "redis://:secret@h/nodb", "redis://[::1", "unix://:secret"])
+def test_a_url_that_nobody_can_connect_to_is_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch, url: str):
+    monkeypatch.setenv("LEMEGETON_REDIS_URL", url)
+    said = run.error("pub", "c", "1", code=2)
+    assert "LEMEGETON_REDIS_URL" in said
+    assert "secret" not in said
+    assert not run.home.exists()
+
+
+def test_a_redis_that_is_not_there_is_named_with_the_cause_and_the_message_kept(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LEMEGETON_REDIS_URL", "redis://:secret@127.0.0.1:1")
+    monkeypatch.setenv("LEMEGETON_LOCAL_REDIS", "off")
+    code, out, said = run.raw("pub", "c", "1")
+    assert (code, json.loads(out)["seq"]) == (0, 1)
+    assert "redis://127.0.0.1:1: cannot connect" in said
+    assert "cannot connect" in run.error("pub", "c", "2", "--ack", "redis", "--timeout", "0.2", code=3)
+    assert "secret" not in said
+    assert [message["payload"] for message in run("history", "c")] == [1, 2]
 
 
 def test_a_wrong_setting_is_named(run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -375,6 +403,43 @@ def test_a_symlink_in_a_channel_is_refused_by_whoever_reads_it(run: Run, tmp_pat
     segment.symlink_to(tmp_path / "moved")
     assert "lemegeton" in run.error("history", "c", code=1)
     assert "lemegeton" in run.error("status", code=1)
+
+
+@as_root
+def test_a_home_on_a_read_only_file_system_can_be_looked_at_and_is_refused_for_writing(run: Run):
+    run("pub", "c", "1")
+    run.error("sub", "c", "--name", "n", "--timeout", "0", code=3)
+    looks = ("history", "c"), ("status",), ("subs", "list"), ("mode",)
+    with mounted_read_only(run.home):
+        for arguments in looks:
+            assert run(*arguments)
+        for arguments in (("pub", "c", "2"), ("sub", "c", "--name", "n"), ("hub",), ("mode", "set", "isolated")):
+            assert "Read-only file system" in run.error(*arguments, code=1)
+        assert "choose another home" in run.error("sub", "c", code=1)
+    run("pub", "c", "2")
+
+
+@contextmanager
+def mounted_read_only(home: Path) -> Iterator[None]:
+    """The home as a mount of itself that nobody can write to."""
+    for arguments in (("--bind", home, home), ("-o", "remount,bind,ro", home)):
+        if subprocess.run(["mount", *arguments], capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", home], check=True)
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path), os.mkdir])
+@pytest.mark.parametrize("suffix", ["", ".lock"])
+def test_what_is_no_file_in_the_place_of_a_checkpoint_is_refused(run: Run, plant: Callable[[Path], None], suffix: str):
+    run("pub", "c", "1")
+    plant(run.home / "cursors" / f"n{suffix}")
+    assert f"cursors/n{suffix} is not a regular file of this user" in run.error("sub", "c", "--name", "n", code=1)
+    assert run("history", "c")
+    [found] = run("status")
+    assert [place["patterns"] for place in found["subscriptions"]] == [[]] * (not suffix)
 
 
 def test_nothing_is_written_through_a_symlink_in_the_place_of_a_channel(run: Run, tmp_path: Path):
@@ -505,6 +570,21 @@ def test_ctrl_c_ends_a_subscriber_with_one_line(home: Path, run: Run):
         lines(process, 1)
         process.send_signal(signal.SIGINT)
         assert finished(process) == (130, "lemegeton: interrupted\n")
+
+
+def test_sigterm_ends_a_subscriber_and_a_sender_with_one_line(home: Path, run: Run):
+    with running(home, "sub", "c", "--name", "n", "--start", "earliest") as process, \
+            running(home, "pub", "c", "-", stdin=subprocess.PIPE) as sender:
+        assert sender.stdin is not None
+        sender.stdin.write(b"1\n")
+        sender.stdin.flush()
+        assert lines(process, 1)[0]["payload"] == 1
+        for ended in (process, sender):
+            ended.terminate()
+            assert finished(ended) == (143, "lemegeton: terminated\n")
+    run("pub", "c", "2")
+    [message] = run("sub", "c", "--name", "n", "--count", "1")
+    assert message["payload"] == 2
 
 
 def test_ctrl_c_ends_a_sender_that_waits_for_input(home: Path, run: Run):

@@ -236,7 +236,7 @@ class RedisUp(Event):
 
 @dataclass(frozen=True, slots=True)
 class RedisDown(Event):
-    """A Redis does not answer any more.  Everything is kept here; whoever shares this site notices nothing."""
+    """A Redis does not answer, or not any more.  Everything is kept here; whoever shares this site notices nothing."""
 
     name = "redis_down"
     redis: str

@@ -95,8 +95,9 @@ def _json(*, hidden: bool = False) -> click.Option:
 
 
 @click.command(
-    "lemegeton", cls=Verbs, params=[_home(), _redis_url(), _json()], context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 timed out, 130 interrupted.")
+    "lemegeton", cls=Verbs, no_args_is_help=False, params=[_home(), _redis_url(), _json()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 timed out, 130 interrupted, 143 terminated.")
 @click.version_option(__version__, prog_name="lemegeton")
 def cli() -> None:
     """A message bus for one hub and its agents: nothing that was published is lost, with or without a server."""

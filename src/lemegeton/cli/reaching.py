@@ -10,7 +10,7 @@ import click
 
 from lemegeton.bus import MessageBus
 from lemegeton.checkpoint import held
-from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, run
+from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, run, seconds
 from lemegeton.config import without_secrets
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
@@ -87,7 +87,7 @@ async def _missing(log: Log, site: str, channel: str, marks: dict[str, int]) -> 
 
 
 @click.command()
-@click.option("--timeout", metavar="S", type=click.FloatRange(min=0), default=30.0, show_default=True,
+@click.option("--timeout", metavar="S", type=float, callback=seconds, default=30.0, show_default=True,
               help="Give up after S seconds; exit 3.")
 @click.pass_obj
 def bridge(options: Options, timeout: float) -> None:

@@ -108,8 +108,18 @@ def places(site: FileSite, spans: dict[str, dict[Lane, Span]]) -> list[Place]:
     found: list[Place] = []
     for name in sorted(checkpoint_names(fs, site.home.cursors)):
         with suppress(FileNotFoundError):  # dropped while we look
-            found.append(_place(fs, f"{site.home.cursors}/{name}", name, spans))
+            found.append(_place_or_damage(fs, f"{site.home.cursors}/{name}", name, spans))
     return found
+
+
+def _place_or_damage(fs: OsFs, path: str, name: str, spans: dict[str, dict[Lane, Span]]) -> Place:
+    """A place; what cannot be read (a link, a pipe, somebody else's) is shown like one whose header is damaged."""
+    try:
+        return _place(fs, path, name, spans)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return Place(name, (), False, 0)
 
 
 def _place(fs: OsFs, path: str, name: str, spans: dict[str, dict[Lane, Span]]) -> Place:
