@@ -173,6 +173,15 @@ class SegmentFiles:
         if not segment.kept:
             self._let_go(segment)
 
+    def unsynced(self, segment: Segment, lane: Lane) -> bytes:
+        """The right lines of a segment that are not known to be on disk."""
+        self.pin(segment)
+        try:
+            size = self._fs.fstat(segment.fd).st_size
+            return right_lines(self._fs.pread(segment.fd, max(0, size - segment.synced), segment.synced), lane)
+        finally:
+            self.unpin(segment)
+
     def close_all(self) -> None:
         """Close every descriptor."""
         for segment in list(self._open):
