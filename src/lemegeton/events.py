@@ -244,6 +244,15 @@ class RedisDown(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RedisEvicts(Event):
+    """A Redis throws away what it is given when its memory is full; it is brought again, which costs time."""
+
+    name = "redis_evicts"
+    redis: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class LocalRedisStarted(Event):
     """This process started the Redis of this host; the last one that leaves it ends it."""
 
@@ -376,8 +385,9 @@ class ObserverFailed(Event):
 Observer = Callable[[Event], None]
 
 EVENTS: tuple[type[Event], ...] = (
-    Gap, Expired, CorruptRecord, TailDropped, StrayEntry, HandlerFailed, DeadLettered, LaneStalled, Refused, IncarnationBegun,
-    SegmentSealed, LaneForked, RedisUp, RedisDown, RelayStalled, SubscriptionExpired, DoorbellLost, LimitReached,
-    RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted, LocalRedisStopped, LocalRedisFailed,
-    BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport, MessageIgnored, HubStalled, JournalDamaged,
+    Gap, Expired, CorruptRecord, TailDropped, StrayEntry, HandlerFailed, DeadLettered, LaneStalled, Refused,
+    IncarnationBegun, SegmentSealed, LaneForked, RedisUp, RedisDown, RedisEvicts, RelayStalled, SubscriptionExpired,
+    DoorbellLost, LimitReached, RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted,
+    LocalRedisStopped, LocalRedisFailed, BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport,
+    MessageIgnored, HubStalled, JournalDamaged,
 )

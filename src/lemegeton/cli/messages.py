@@ -11,10 +11,10 @@ import click
 
 from lemegeton.bus import Ack, MessageBus
 from lemegeton.channels import check_channel
+from lemegeton.cli.causes import Why
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage, NotReached
-from lemegeton.events import Event, RedisDown
 from lemegeton.message import Message, MessagePriority, Receipt
 
 ORIGIN_WAIT_S = 5.0
@@ -60,23 +60,17 @@ def pub(options: Options, /, channel: str, payload: str, text: bool, name: str, 
     """
     check_channel(channel)
     bus = MessageBus(name, home=options.home, origin_wait_s=ORIGIN_WAIT_S)
-    why = [""]
-
-    def down(event: Event) -> None:
-        if isinstance(event, RedisDown) and event.redis == "shared":
-            why.append(f": {event.cause}")
-
-    bus.on(RedisDown.name, down)
+    why = Why(bus)
     try:
         if payload == "-":
             run(_publish_lines(options, bus, channel, text, fields))
         else:
             run(_publish_one(options, bus, channel, _value(payload, text), fields))
     except NotReached as error:
-        raise NotReached(f"{error}{why[-1]}") from None
+        raise NotReached(f"{error}{why}") from None
     if not bus.relayed:
         say("the shared Redis was not reached; the message is kept and goes as soon as any bus of this home, or "
-            f"`lemegeton bridge`, reaches it{why[-1]}")
+            f"`lemegeton bridge`, reaches it{why}")
 
 
 def _value(payload: str | bytes, text: bool) -> Any:
