@@ -152,6 +152,17 @@ def test_a_bad_line_of_a_file_is_named_and_those_before_it_are_published(
     assert [message["payload"] for message in run("history", "c")] == [1, 2]
 
 
+def test_a_line_there_is_no_room_for_is_named_and_those_before_it_are_published(home: Path, run: Run):
+    settings = {"LEMEGETON_DISK_LIMIT": "20000", "LEMEGETON_ON_FULL": "raise"}
+    with running(home, "pub", "c", "-", stdin=subprocess.PIPE, env=UNCOUNTED | settings) as process:
+        out, err = process.communicate(b"1\n" * 1000)
+    assert process.returncode == 1
+    stored = len(out.splitlines())
+    assert 0 < stored < 1000
+    assert err.startswith(b"lemegeton: line %d of standard input: " % (stored + 1))
+    assert len(run("history", "c", "-n", "1000")) == stored
+
+
 def test_text_lines_that_are_not_text_are_named(home: Path):
     with running(home, "pub", "c", "-", "--text", stdin=subprocess.PIPE) as process:
         _, err = process.communicate(b"fine\n\xff\n")
@@ -450,6 +461,19 @@ def test_nothing_is_written_through_a_symlink_in_the_place_of_a_channel(run: Run
     for arguments in (("pub", "evil", "1"), ("history", "evil")):
         assert "evil is not a directory of this user; move it away" in run.error(*arguments, code=1)
     assert list(outside.iterdir()) == []
+
+
+def test_too_few_open_files_are_one_line_that_says_what_to_raise_and_lose_nothing(run: Run):
+    run("pub", "c", "0")
+    for number in range(8, 16):
+        done = subprocess.run(
+            ["sh", "-c", f'ulimit -n {number}; exec "$@"', "sh", *PROGRAM, "--home", str(run.home), "pub", "c", str(number)],
+            capture_output=True, env=UNCOUNTED)
+        if done.returncode:
+            assert (done.returncode, done.stdout) == (1, b"")
+            assert re.fullmatch(rb"lemegeton: .*Too many open files; raise the limit of open files.*\n", done.stderr)
+        else:
+            assert run("history", "c")[-1]["payload"] == number
 
 
 def test_a_file_among_the_channels_keeps_nobody_from_the_others(run: Run):
@@ -835,7 +859,7 @@ def test_ctrl_c_before_there_is_work_is_one_line(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("error", "says"), [
-    (OSError(28, "No space left on device", "/x/y"), "lemegeton: /x/y: No space left on device\n"),
+    (OSError(28, "No space left on device", "/x/y"), "lemegeton: /x/y: No space left on device; free disk space\n"),
     (OSError("odd\nthing"), "lemegeton: odd thing\n"),
     (ExceptionGroup("tasks", [PermissionError(13, "Permission denied")]), "lemegeton: Permission denied\n"),
 ])

@@ -14,7 +14,7 @@ from lemegeton.channels import check_channel
 from lemegeton.cli.causes import Why
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
 from lemegeton.codec import decode_json
-from lemegeton.errors import InvalidMessage, NotReached
+from lemegeton.errors import InvalidMessage, LogError, NotReached
 from lemegeton.message import Message, MessagePriority, Receipt
 
 ORIGIN_WAIT_S = 5.0
@@ -102,7 +102,7 @@ async def _publish_lines(options: Options, bus: MessageBus, channel: str, text: 
     async def publish(number: int, line: bytes) -> Receipt:
         try:
             return await bus.publish(channel, _value(line, text), **fields)
-        except (InvalidMessage, UnicodeDecodeError) as error:
+        except (InvalidMessage, LogError, UnicodeDecodeError) as error:
             raise Ended(FAILED, f"line {number} of standard input: {error}") from None
 
     count = 0
