@@ -46,6 +46,12 @@ def test_the_lines_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if line.startswith("lemegeton:")] == ["lemegeton: terminated"]
 
 
+def test_every_test_that_the_page_of_troubles_names_is_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/trouble.md").read_text())
+    assert named
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_every_file_a_document_names_is_there() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)|`((?:tests|benchmarks|chaos|docs)/[\w./]+)`", document.read_text()):

@@ -78,9 +78,10 @@ class SegmentFiles:
         return path
 
     def _check_directory(self, path: str) -> None:
-        """Nothing is written through a symbolic link: what it leads to is not in the home."""
-        if not is_own_directory(self._fs, path, self._uid):
-            raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory of this user; move it away")
+        """Nothing is written through a symbolic link: what it leads to is not in the home.  One that is gone is made anew."""
+        with suppress(FileNotFoundError):
+            if not is_own_directory(self._fs, path, self._uid):
+                raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory of this user; move it away")
 
     def _store_name(self, path: str, name: bytes, *, on_disk: bool) -> None:
         fd = self._fs.open(f"{path}/{NAME_FILE}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
