@@ -21,9 +21,13 @@ import time
 from pathlib import Path
 
 from figures import QUICK, Bench, Row, Size, long_run, rows
+from peers import COUNT as PEERS_COUNT
+from peers import ROUNDS as PEER_ROUNDS
+from peers import section
 from redis_figures import REDIS_QUICK, RedisBench, RedisSize, missing, redis_server
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+PEERS_QUICK = 500
 HEAD = ("figure", "ours", "raw or peer", "ratio", "bar", "holds")
 
 
@@ -118,11 +122,14 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="lemegeton-bench-"))
     begun, load = time.monotonic(), os.getloadavg()[0]
     parts: list[tuple[str, list[Row]]] = []
+    peers = not given.no_peers and given.only is None
     try:
         if given.only != "redis":
             parts.append(files(root, rounds, size))
         if given.only != "files":
             parts.append(through_redis(root, rounds, redis_size, not given.no_peers))
+        if peers:
+            parts.append((section(root, *((1, PEERS_QUICK) if given.quick else (PEER_ROUNDS, PEERS_COUNT))), []))
     finally:
         shutil.rmtree(root, ignore_errors=True)
     page = report([section for section, _ in parts], rounds, time.monotonic() - begun, load)
