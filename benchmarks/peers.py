@@ -17,12 +17,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from figures import Row, spread
 from raw import database
 from redis_figures import redis_server
 from stand import LOOK_AGAIN_S, Role, directory, median, pair, rate
 
 READY_S = 10.0
 COUNT = 5000
+OURS_COUNT = 64_000
+FILE_BAR = 3.0
 REDIS = "a Redis"
 ROUNDS = 3
 HOST = "127.0.0.1"
@@ -40,6 +43,8 @@ class Peer:
     note: str = ""
     after: bool = False
     """Its reader begins when its writer has ended; the rate counts the time of both."""
+    bar: float = 0.0
+    """How many times its rate ours has to be; 0: none, for it promises less or does not wait for each message."""
 
     def lacks(self) -> str:
         """What is not here; empty if all is."""
@@ -49,12 +54,12 @@ class Peer:
         return "" if here else self.server
 
 
-def _files(name: str, package: str, role: str, note: str, *, after: bool = False) -> Peer:
-    return Peer(name, package, f"{role}_publish", f"{role}_subscribe", "", note, after)
+def _files(name: str, package: str, role: str, note: str, *, after: bool = False, bar: float = FILE_BAR) -> Peer:
+    return Peer(name, package, f"{role}_publish", f"{role}_subscribe", "", note, after, bar)
 
 
 FILE_PEERS = (
-    _files("SQLite, 64 rows a commit", "", "sqlite", "WAL, NORMAL"),
+    _files("SQLite, 64 rows a commit", "", "sqlite", "WAL, NORMAL", bar=0.0),
     _files("Kombu, filesystem", "kombu", "kombu",
            "reader after writer: beside it, it reads half-written files and fails", after=True),
     _files("dirq", "dirq", "dirq", "a file a message"),
@@ -64,15 +69,17 @@ FILE_PEERS = (
 )
 SERVER_PEERS = (
     Peer("NATS core", "nats", "nats_publish", "nats_subscribe", "nats-server", "nothing is kept"),
-    Peer("JetStream", "nats", "jetstream_publish", "jetstream_subscribe", "nats-server", "on files, each awaited"),
+    Peer("JetStream", "nats", "jetstream_publish", "jetstream_subscribe", "nats-server",
+         "on files, each awaited", bar=20.0),
     Peer("JetStream, 256 outstanding", "nats", "jetstream_outstanding_publish", "jetstream_subscribe", "nats-server",
-         "on files"),
+         "on files", bar=3.0),
     Peer("MQTT, QoS 1", "aiomqtt", "mqtt_publish", "mqtt_subscribe", "mosquitto", "session kept in memory, each awaited"),
     Peer("Kombu, Redis", "kombu", "kombu_publish", "kombu_subscribe", REDIS, "acknowledged"),
     Peer("taskiq, Redis streams", "taskiq_redis", "taskiq_publish", "taskiq_subscribe", REDIS,
          "acknowledged, a task a message"),
     Peer("ZeroMQ over ipc", "zmq", "zeromq_publish", "zeromq_subscribe", "", "no broker, nothing is kept"),
 )
+PEERS = (*FILE_PEERS, *SERVER_PEERS)
 
 
 def program(name: str) -> str | None:
@@ -168,36 +175,37 @@ def _one_after_the_other(peer: Peer, path: Path, count: int) -> float:
         reader.end()
 
 
-def section(root: Path, rounds: int, count: int) -> str:
-    """The section of the report."""
-    lines = ["| peer | msg/s | |", "| --- | --- | --- |"]
-    found: dict[str, list[float]] = {}
-    failed: dict[str, str] = {}
-    peers = [*FILE_PEERS, *SERVER_PEERS]
+def measure_ours(root: Path, count: int) -> float:
+    """The same work by us, each publish awaited: durable, through files."""
+    with directory(root) as path:
+        reader = Role("ours.py", "subscribe", home=str(path), count=count, patterns=("load-0",))
+        read, wrote = pair(reader, Role("ours.py", "publish", home=str(path), count=count))
+        return rate(count, wrote["begun"], read["ended"])
+
+
+def compared(root: Path, rounds: int, count: int, ours_count: int) -> tuple[list[Row], list[str]]:
+    """A row for each peer, and what is missing or failed, in words.  All take turns."""
+    ours: list[float] = []
+    found: dict[Peer, list[float]] = {}
+    absent = {peer: f"{peer.name} ({lack} is not here)" for peer in PEERS if (lack := peer.lacks())}
     for number in range(rounds):
-        for peer in peers:
-            if peer.lacks() or peer.name in failed:
+        ours.append(measure_ours(root, ours_count))
+        for peer in PEERS:
+            if peer in absent:
                 continue
             try:
-                found.setdefault(peer.name, []).append(measure(peer, root, count))
+                found.setdefault(peer, []).append(measure(peer, root, count))
             except RuntimeError as error:
-                failed[peer.name] = str(error)
+                absent[peer] = f"{peer.name} ({error})"
         print(f"peers: round {number + 1} of {rounds}", flush=True)
-    for peer in peers:
-        if (lack := peer.lacks()) or peer.name in failed:
-            lines.append(f"| {peer.name} | – | {f'missing here: {lack}' if lack else f'failed: {failed[peer.name]}'} |")
-        else:
-            values = found[peer.name]
-            lines.append(f"| {peer.name} | {median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f}) | {peer.note} |")
-    return PEERS.format(count=count, rounds=rounds, table="\n".join(lines))
+    return [_row(peer, ours, values) for peer, values in found.items() if peer not in absent], list(absent.values())
 
 
-PEERS = """## Peers
-
-One publisher process, one subscriber process, {count:,} messages, {rounds} rounds, each peer as its documentation says.
-
-{table}
-"""
+def _row(peer: Peer, ours: list[float], values: list[float]) -> Row:
+    ratio = median(ours) / median(values)
+    other = f"{peer.name} ({peer.note}): {spread(values, '')}"
+    return Row("each publish awaited, msg/s", spread(ours, ""), other, f"{ratio:.2f}",
+               f"≥ {peer.bar}" if peer.bar else "–", ratio >= peer.bar if peer.bar else None)
 
 
 def main() -> None:
@@ -208,9 +216,12 @@ def main() -> None:
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="lemegeton-peers-"))
     try:
-        print(section(root, given.rounds, given.count))
+        rows, absent = compared(root, given.rounds, given.count, OURS_COUNT)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+    for row in rows:
+        print(f"{row.other}   ours {row.ours}   ratio {row.ratio}, bar {row.bar}")
+    print("missing:", ", ".join(absent) or "none")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,7 @@ import time
 from pathlib import Path
 
 from figures import QUICK, Bench, Row, Size, long_run, rows
-from peers import COUNT as PEERS_COUNT
-from peers import ROUNDS as PEER_ROUNDS
-from peers import section
+from peers import COUNT, OURS_COUNT, ROUNDS, compared
 from redis_figures import REDIS_QUICK, RedisBench, RedisSize, missing, redis_server
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -69,6 +67,22 @@ bytes on the same server, a subscriber that counts; nothing on a disk, nothing n
 
 {table}
 """
+
+
+PEERS = """## Peers
+
+One publisher process, one subscriber process, 256 bytes a message, each peer as its documentation says; {count:,} messages of a
+peer, {ours_count:,} of ours. {missing}
+
+{table}
+"""
+
+
+def beside_peers(root: Path, rounds: int, count: int, ours_count: int) -> tuple[str, list[Row]]:
+    """Ours beside every peer that is here."""
+    found, absent = compared(root, rounds, count, ours_count)
+    missing = f"Missing: {', '.join(absent)}." if absent else ""
+    return PEERS.format(count=count, ours_count=ours_count, missing=missing, table=table(found)), found
 
 
 def report(sections: list[str], rounds: int, seconds: float, load: float) -> str:
@@ -129,7 +143,7 @@ def main() -> int:
         if given.only != "files":
             parts.append(through_redis(root, rounds, redis_size, not given.no_peers))
         if peers:
-            parts.append((section(root, *((1, PEERS_QUICK) if given.quick else (PEER_ROUNDS, PEERS_COUNT))), []))
+            parts.append(beside_peers(root, *((1, PEERS_QUICK, size.messages) if given.quick else (ROUNDS, COUNT, OURS_COUNT))))
     finally:
         shutil.rmtree(root, ignore_errors=True)
     page = report([section for section, _ in parts], rounds, time.monotonic() - begun, load)
