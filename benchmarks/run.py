@@ -21,9 +21,11 @@ import time
 from pathlib import Path
 
 from figures import QUICK, Bench, Row, Size, long_run, rows
+from peers import COUNT, OURS_COUNT, ROUNDS, compared
 from redis_figures import REDIS_QUICK, RedisBench, RedisSize, missing, redis_server
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+PEERS_QUICK = 500
 HEAD = ("figure", "ours", "raw or peer", "ratio", "bar", "holds")
 
 
@@ -65,6 +67,22 @@ bytes on the same server, a subscriber that counts; nothing on a disk, nothing n
 
 {table}
 """
+
+
+PEERS = """## Peers
+
+One publisher process, one subscriber process, 256 bytes a message, each peer as its documentation says; {count:,} messages of a
+peer, {ours_count:,} of ours. {missing}
+
+{table}
+"""
+
+
+def beside_peers(root: Path, rounds: int, count: int, ours_count: int) -> tuple[str, list[Row]]:
+    """Ours beside every peer that is here."""
+    found, absent = compared(root, rounds, count, ours_count)
+    missing = f"Missing: {', '.join(absent)}." if absent else ""
+    return PEERS.format(count=count, ours_count=ours_count, missing=missing, table=table(found)), found
 
 
 def report(sections: list[str], rounds: int, seconds: float, load: float) -> str:
@@ -118,11 +136,14 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="lemegeton-bench-"))
     begun, load = time.monotonic(), os.getloadavg()[0]
     parts: list[tuple[str, list[Row]]] = []
+    peers = not given.no_peers and given.only is None
     try:
         if given.only != "redis":
             parts.append(files(root, rounds, size))
         if given.only != "files":
             parts.append(through_redis(root, rounds, redis_size, not given.no_peers))
+        if peers:
+            parts.append(beside_peers(root, *((1, PEERS_QUICK, size.messages) if given.quick else (ROUNDS, COUNT, OURS_COUNT))))
     finally:
         shutil.rmtree(root, ignore_errors=True)
     page = report([section for section, _ in parts], rounds, time.monotonic() - begun, load)

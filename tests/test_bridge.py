@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lemegeton.events import Expired, Gap, IncarnationBegun, Refused, RelayStalled, SubscriptionExpired
+from lemegeton.events import Expired, Gap, IncarnationBegun, RedisEvicts, Refused, RelayStalled, SubscriptionExpired
 from lemegeton.sharing import Shared, decode_state
 from lemegeton.testing.proxy import Proxy
 from lemegeton.testing.servers import RedisServer
@@ -103,6 +103,14 @@ async def test_an_error_of_the_redis_is_an_event_and_the_bridge_goes_on(redis: R
         redis.cli("DEL", "subscriptions")
         await a.bus.subscribe("c", Got(), durable="d")
         await until(lambda: redis.cli("HLEN", "subscriptions"))
+
+
+async def test_a_redis_that_evicts_is_an_event_once_a_connection(fragile: RedisServer, tmp_path: Path) -> None:
+    fragile.cli("CONFIG", "SET", "maxmemory", "100mb")
+    fragile.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+    async with site(tmp_path / "a", fragile) as a:
+        await until(lambda: a.of(RedisEvicts))
+        assert "maxmemory-policy allkeys-random" in a.of(RedisEvicts)[0].cause
 
 
 @pytest.mark.parametrize("kind", ["relay:{%s}", "acks:{%s}", "nacks:{%s}", "%s"])

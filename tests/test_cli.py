@@ -152,6 +152,17 @@ def test_a_bad_line_of_a_file_is_named_and_those_before_it_are_published(
     assert [message["payload"] for message in run("history", "c")] == [1, 2]
 
 
+def test_a_line_there_is_no_room_for_is_named_and_those_before_it_are_published(home: Path, run: Run):
+    settings = {"LEMEGETON_DISK_LIMIT": "20000", "LEMEGETON_ON_FULL": "raise"}
+    with running(home, "pub", "c", "-", stdin=subprocess.PIPE, env=UNCOUNTED | settings) as process:
+        out, err = process.communicate(b"1\n" * 1000)
+    assert process.returncode == 1
+    stored = len(out.splitlines())
+    assert 0 < stored < 1000
+    assert err.startswith(b"lemegeton: line %d of standard input: " % (stored + 1))
+    assert len(run("history", "c", "-n", "1000")) == stored
+
+
 def test_text_lines_that_are_not_text_are_named(home: Path):
     with running(home, "pub", "c", "-", "--text", stdin=subprocess.PIPE) as process:
         _, err = process.communicate(b"fine\n\xff\n")
@@ -257,6 +268,9 @@ WRONG = {
     "payload too large": ("pub", "c", json.dumps("x" * 2**20)),
     "header without a value": ("pub", "c", "1", "--header", "k"),
     "name empty": ("pub", "c", "1", "--name", ""),
+    "timeout negative": ("pub", "c", "1", "--ack", "disk", "--timeout", "-1"),
+    "timeout not a number": ("sub", "c", "--timeout", "nan"),
+    "timeout endless": ("bridge", "--timeout", "inf"),
     "ack unknown": ("pub", "c", "1", "--ack", "nowhere"),
     "count of nothing": ("sub", "c", "--count", "0"),
     "history of nothing": ("history", "c", "-n", "0"),
@@ -277,6 +291,31 @@ WRONG = {
 @pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG.keys())
 def test_wrong_usage_is_one_line_and_2(run: Run, arguments: tuple[str, ...]):
     run.error(*arguments, code=2)
+
+
+@pytest.mark.parametrize("arguments", [(), ("subs",)])
+def test_a_missing_verb_is_said_shortly(run: Run, arguments: tuple[str, ...]):
+    assert re.fullmatch(r"lemegeton: .*Missing command; see lemegeton .*--help\n", run.error(*arguments, code=2))
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@h:99999", "redis://:secret@h/nodb", "redis://[::1", "unix://:secret"])
+def test_a_url_that_nobody_can_connect_to_is_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch, url: str):
+    monkeypatch.setenv("LEMEGETON_REDIS_URL", url)
+    said = run.error("pub", "c", "1", code=2)
+    assert "LEMEGETON_REDIS_URL" in said
+    assert "secret" not in said
+    assert not run.home.exists()
+
+
+def test_a_redis_that_is_not_there_is_named_with_the_cause_and_the_message_kept(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LEMEGETON_REDIS_URL", "redis://:secret@127.0.0.1:1")
+    monkeypatch.setenv("LEMEGETON_LOCAL_REDIS", "off")
+    code, out, said = run.raw("pub", "c", "1")
+    assert (code, json.loads(out)["seq"]) == (0, 1)
+    assert "redis://127.0.0.1:1: cannot connect" in said
+    assert "cannot connect" in run.error("pub", "c", "2", "--ack", "redis", "--timeout", "0.2", code=3)
+    assert "secret" not in said
+    assert [message["payload"] for message in run("history", "c")] == [1, 2]
 
 
 def test_a_wrong_setting_is_named(run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -375,6 +414,74 @@ def test_a_symlink_in_a_channel_is_refused_by_whoever_reads_it(run: Run, tmp_pat
     segment.symlink_to(tmp_path / "moved")
     assert "lemegeton" in run.error("history", "c", code=1)
     assert "lemegeton" in run.error("status", code=1)
+
+
+@as_root
+def test_a_home_on_a_read_only_file_system_can_be_looked_at_and_is_refused_for_writing(run: Run):
+    run("pub", "c", "1")
+    run.error("sub", "c", "--name", "n", "--timeout", "0", code=3)
+    looks = ("history", "c"), ("status",), ("subs", "list"), ("mode",)
+    with mounted_read_only(run.home):
+        for arguments in looks:
+            assert run(*arguments)
+        for arguments in (("pub", "c", "2"), ("sub", "c", "--name", "n"), ("hub",), ("mode", "set", "isolated")):
+            assert "Read-only file system" in run.error(*arguments, code=1)
+        assert "choose another home" in run.error("sub", "c", code=1)
+    run("pub", "c", "2")
+
+
+@contextmanager
+def mounted_read_only(home: Path) -> Iterator[None]:
+    """The home as a mount of itself that nobody can write to."""
+    for arguments in (("--bind", home, home), ("-o", "remount,bind,ro", home)):
+        if subprocess.run(["mount", *arguments], capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", home], check=True)
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path), os.mkdir])
+@pytest.mark.parametrize("suffix", ["", ".lock"])
+def test_what_is_no_file_in_the_place_of_a_checkpoint_is_refused(run: Run, plant: Callable[[Path], None], suffix: str):
+    run("pub", "c", "1")
+    plant(run.home / "cursors" / f"n{suffix}")
+    assert f"cursors/n{suffix} is not a regular file of this user" in run.error("sub", "c", "--name", "n", code=1)
+    assert run("history", "c")
+    [found] = run("status")
+    assert [place["patterns"] for place in found["subscriptions"]] == [[]] * (not suffix)
+
+
+def test_nothing_is_written_through_a_symlink_in_the_place_of_a_channel(run: Run, tmp_path: Path):
+    run("pub", "c", "1")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (run.home / "messages" / "evil").symlink_to(outside)
+    for arguments in (("pub", "evil", "1"), ("history", "evil")):
+        assert "evil is not a directory of this user; move it away" in run.error(*arguments, code=1)
+    assert list(outside.iterdir()) == []
+
+
+def test_too_few_open_files_are_one_line_that_says_what_to_raise_and_lose_nothing(run: Run):
+    run("pub", "c", "0")
+    for number in range(8, 16):
+        done = subprocess.run(
+            ["sh", "-c", f'ulimit -n {number}; exec "$@"', "sh", *PROGRAM, "--home", str(run.home), "pub", "c", str(number)],
+            capture_output=True, env=UNCOUNTED)
+        if done.returncode:
+            assert (done.returncode, done.stdout) == (1, b"")
+            assert re.fullmatch(rb"lemegeton: .*Too many open files; raise the limit of open files.*\n", done.stderr)
+        else:
+            assert run("history", "c")[-1]["payload"] == number
+
+
+def test_a_file_among_the_channels_keeps_nobody_from_the_others(run: Run):
+    run("pub", "c", "1")
+    (run.home / "messages" / "notes").write_text("")
+    [found] = run("status")
+    assert [channel["channel"] for channel in found["channels"]] == ["c"]
+    assert run("sub", "*", "--start", "earliest", "--count", "1")[0]["payload"] == 1
 
 
 READING = [("history", "c"), ("status",), ("subs", "list"), ("subs", "drop", "n"), ("mode",), ("mode", "set", "auto")]
@@ -487,6 +594,21 @@ def test_ctrl_c_ends_a_subscriber_with_one_line(home: Path, run: Run):
         lines(process, 1)
         process.send_signal(signal.SIGINT)
         assert finished(process) == (130, "lemegeton: interrupted\n")
+
+
+def test_sigterm_ends_a_subscriber_and_a_sender_with_one_line(home: Path, run: Run):
+    with running(home, "sub", "c", "--name", "n", "--start", "earliest") as process, \
+            running(home, "pub", "c", "-", stdin=subprocess.PIPE) as sender:
+        assert sender.stdin is not None
+        sender.stdin.write(b"1\n")
+        sender.stdin.flush()
+        assert lines(process, 1)[0]["payload"] == 1
+        for ended in (process, sender):
+            ended.terminate()
+            assert finished(ended) == (143, "lemegeton: terminated\n")
+    run("pub", "c", "2")
+    [message] = run("sub", "c", "--name", "n", "--count", "1")
+    assert message["payload"] == 2
 
 
 def test_ctrl_c_ends_a_sender_that_waits_for_input(home: Path, run: Run):
@@ -737,7 +859,7 @@ def test_ctrl_c_before_there_is_work_is_one_line(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("error", "says"), [
-    (OSError(28, "No space left on device", "/x/y"), "lemegeton: /x/y: No space left on device\n"),
+    (OSError(28, "No space left on device", "/x/y"), "lemegeton: /x/y: No space left on device; free disk space\n"),
     (OSError("odd\nthing"), "lemegeton: odd thing\n"),
     (ExceptionGroup("tasks", [PermissionError(13, "Permission denied")]), "lemegeton: Permission denied\n"),
 ])

@@ -154,3 +154,61 @@ def test_it_is_a_command_of_the_program(home: Path) -> None:
     with running(home, "mode", "show", "--json") as process:
         assert lines(process, 1)[0]["mode"] == "isolated"
         assert process.wait() == 0
+
+
+# ---------------------------------------------------------------------------------------------- a Redis that refuses
+
+
+@pytest.fixture
+def shared(own_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """A server to hurt, as the shared Redis of the command line."""
+    monkeypatch.setenv("LEMEGETON_REDIS_URL", own_server.url())
+    monkeypatch.setenv("LEMEGETON_LOCAL_REDIS", "off")
+    return own_server
+
+
+def test_a_redis_that_takes_nothing_is_said_and_bridge_does_not_claim_that_it_has_it(run: Run, shared: RedisServer) -> None:
+    shared.cli("CONFIG", "SET", "maxmemory", "1")
+    code, out, said = run.raw("pub", "c", "1")
+    assert (code, json.loads(out)["level"]) == (0, "local")
+    assert "OOM" in said
+    assert "give it more" in said
+    assert "OOM" in run.error("pub", "c", "2", "--ack", "redis", "--timeout", "1.5", code=3)
+    assert "OOM" in run.error("bridge", "--timeout", "2", code=3)
+    assert run("status")[0]["redis"]["lag"] == {"c": 3}
+    shared.cli("CONFIG", "SET", "maxmemory", "0")
+    assert run("bridge") == [{"relayed": True}]
+    assert run("status")[0]["redis"]["lag"] == {}
+    assert shared.cli("XLEN", "message-stream:c") == 3
+
+
+def test_a_redis_without_scripts_is_said_and_bridge_does_not_claim_that_it_has_it(
+    run: Run, shared: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.cli("ACL", "SETUSER", "plain", "on", ">secret", "~*", "&*", "+@all", "-@scripting")
+    monkeypatch.setenv("LEMEGETON_REDIS_URL", shared.url(user="plain", password="secret"))
+    code, _, said = run.raw("pub", "c", "1")
+    assert code == 0
+    assert "docs/redis.md lists the commands" in said
+    assert "docs/redis.md" in run.error("bridge", "--timeout", "2", code=3)
+    assert "secret" not in said
+
+
+def test_a_redis_that_evicts_is_warned_of(run: Run, shared: RedisServer) -> None:
+    shared.cli("CONFIG", "SET", "maxmemory", "100mb")
+    shared.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    run("pub", "c", "1", "--ack", "redis", "--timeout", "5")
+    redis = run("status")[0]["redis"]
+    assert (redis["up"], redis["lag"]) == (True, {})
+    assert "maxmemory-policy allkeys-lru" in redis["cause"]
+    for harmless in ("volatile-lru", "noeviction"):
+        shared.cli("CONFIG", "SET", "maxmemory-policy", harmless)
+        assert run("status")[0]["redis"]["cause"] == ""
+
+
+def test_keys_of_another_type_are_said_by_status(run: Run, shared: RedisServer) -> None:
+    run("pub", "c", "1", "--ack", "redis", "--timeout", "5")
+    shared.cli("SET", "relay:{message-stream:c}", "garbage")
+    redis = run("status")[0]["redis"]
+    assert redis["up"]
+    assert "WRONGTYPE" in redis["cause"]

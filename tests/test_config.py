@@ -171,6 +171,14 @@ def test_what_is_no_url_of_a_redis_is_refused_without_showing_it(name: str, valu
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["redis://h:99999", "redis://:secret@h/nodb", "redis://h?timeout=1", "unix://x", "redis://[::1",
+                                 "redis+sentinel://:secret@h"])
+def test_a_url_that_nobody_can_connect_to_is_refused_at_start(url: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"^LEMEGETON_REDIS_URL: redis_url [^ ]+: \w+") as caught:
+        load_settings({}, {PREFIX + "REDIS_URL": url})
+    assert "secret" not in str(caught.value)
+
+
 def test_a_url_of_the_wrong_type_is_refused_without_showing_it() -> None:
     with pytest.raises(InvalidSetting, match=r"^argument redis_url is \*\*\*: Expected") as caught:
         load_settings({"redis_url": ["redis://:secret@h"]})

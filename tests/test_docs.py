@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
@@ -24,6 +25,31 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=15)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "alice says hello\n"
+
+
+def block(kind: str) -> str:
+    found = re.search(rf"<!-- {kind}: .*?-->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert found is not None
+    return found[1]
+
+
+def test_the_lines_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
+    end = "\ncd ../../..; lemegeton sub agent-bob --name late --start earliest --count 4 --timeout 15\nkill %1 %2 %3; wait"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("LEMEGETON")}
+    done = subprocess.run(["bash", "-c", block("lines") + block("drop-in") + end], cwd=tmp_path, capture_output=True, text=True,
+                          env={**environ, "PATH": path}, timeout=18)
+    printed = done.stdout.splitlines()
+    assert any(line.endswith('"result":17}') for line in printed), done
+    for text in ("hello", "dropped"):
+        assert any(f'"payload":{{"text":"{text}"}}' in line for line in printed), done
+    assert [line for line in done.stderr.splitlines() if line.startswith("lemegeton:")] == ["lemegeton: terminated"]
+
+
+def test_every_test_that_the_page_of_troubles_names_is_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/trouble.md").read_text())
+    assert named
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
 
 
 def test_every_file_a_document_names_is_there() -> None:

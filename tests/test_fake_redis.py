@@ -495,6 +495,10 @@ def test_everysec_loses_up_to_two_seconds_and_no_more() -> None:
     assert 75 < max(left) <= 79
 
 
+def test_it_says_that_it_throws_nothing_away(fake: Fake) -> None:
+    assert b"maxmemory_policy:noeviction" in do(fake, ("INFO", "memory"))[0]
+
+
 def test_what_a_server_was_asked_to_sync_is_not_lost_by_everysec(fake: Fake) -> None:
     assert "appendonly is disabled" in str(do(fake, ("WAITAOF", 1, 0, 100))[0])
     fake.server.appendonly = True

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lemegeton.channels import encode_name
 from lemegeton.codec import decode
 from lemegeton.errors import LogError, PositionLost
-from lemegeton.events import TailDropped
+from lemegeton.events import StrayEntry, TailDropped
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Damage, Span
 from lemegeton.logs.file import FileLog
@@ -365,6 +366,41 @@ async def test_a_hashed_directory_is_the_channel_that_its_name_file_says() -> No
     fs.write(fd, b"lie")
     fs.mkdir("/home/messages/NOT-ENCODED")
     assert await log.channels() == [name]
+
+
+@in_virtual_time
+async def test_what_is_no_channel_is_told_once_and_hides_nothing() -> None:
+    rig = Rig()
+    log = await rig.log()
+    await log.append("c", body(1))
+    fs = FakeFs(rig.disk)
+    nameless = f"/home/messages/h-{'0' * 64}"
+    for directory in (nameless, "/home/messages/NOT-ENCODED", f"/home/messages/h-{'1' * 64}"):
+        fs.mkdir(directory)
+    for file in ("/home/messages/file", f"{nameless}/a~s~0.1.1.1.log"):
+        fs.close(fs.open(file, os.O_RDWR | os.O_CREAT))
+    for _ in range(2):
+        assert await log.channels() == ["c"]
+    assert {(stray.path.removeprefix("/home/messages/"), stray.cause) for stray in rig.of(StrayEntry)} == {
+        ("file", "not a directory of this user"), ("NOT-ENCODED", "not the encoded name of a channel"),
+        (nameless.removeprefix("/home/messages/"), "its file .name does not say which channel it is")}
+    assert len(rig.of(StrayEntry)) == 3
+    with pytest.raises(LogError, match="file is not a directory of this user; move it away"):
+        await log.lanes("file")
+
+
+@in_virtual_time
+async def test_a_hashed_channel_without_its_name_has_it_again_with_the_next_sender() -> None:
+    rig = Rig()
+    log = await rig.log()
+    name = "x" * 200
+    await log.append(name, body(1))
+    await log.aclose()
+    FakeFs(rig.disk).unlink(f"/home/messages/{encode_name(name)}/.name")
+    again = await rig.log()
+    assert await again.channels() == []
+    await again.append(name, body(2))
+    assert await again.channels() == [name]
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,7 @@ from lemegeton.testing.servers import Found, RedisServer
 
 ROOT = Path(__file__).parent.parent
 WAIT_S = 10.0
-MORE = {"waitaof", "scan"}
+MORE = {"waitaof", "scan", "info"}
 """What only a level needs that not every server has, and what is done without where it is refused."""
 USED = {
     "exists": ["ns:k"], "get": ["ns:k"], "set": ["ns:k", 1], "getset": ["ns:k", 1],

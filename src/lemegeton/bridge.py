@@ -21,13 +21,14 @@ import msgspec
 from lemegeton.checkpoint import held
 from lemegeton.config import Settings
 from lemegeton.errors import LogError, RedisRefused
-from lemegeton.events import Observer, RelayStalled, SubscriptionExpired
+from lemegeton.events import Observer, RedisEvicts, RelayStalled, SubscriptionExpired
 from lemegeton.home import OWN_FILE, Home, replace_file
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
 from lemegeton.logs.janitor import Holders
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.redis_entries import Keys, lane_field, lane_of, marks_of
+from lemegeton.logs.redis_evicting import evicts
 from lemegeton.logs.redis_link import Link, pairs
 from lemegeton.logs.redis_scripts import TRIM
 from lemegeton.relay import Relay
@@ -101,7 +102,7 @@ class Bridge:
         self._acks: dict[tuple[str, str], dict[str, int]] = {}
         self._wake = asyncio.Event()
         self._asked: set[str] = set()
-        self._closing = False
+        self._closing = self._looked = False
         self._ends = [link.hear(keys.control, self._on_control), link.on_change(self._on_change)]
 
     def _on_control(self, _: str, data: bytes) -> None:
@@ -114,7 +115,14 @@ class Bridge:
         self._relay.forget()
         self._shared.clear()
         self._acks.clear()
+        self._looked = False
         self._wake.set()
+
+    async def _look(self) -> None:
+        """Say so once a connection if that Redis throws away what it is given."""
+        self._looked = True
+        if cause := await evicts(self._link):
+            self._observe(RedisEvicts(self._link.name, cause))
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -125,6 +133,8 @@ class Bridge:
         while not self._closing:
             try:
                 if self._link.up and not self._paused() and self._take_lock():
+                    if not self._looked:
+                        await self._look()
                     if self._asked:
                         asked, self._asked = self._asked, set()
                         for channel in sorted(asked):
@@ -219,6 +229,7 @@ class Bridge:
                     await self._resending.answer(channel)
                     await self._trim(channel, marks[channel], holders, acks)
                 except RedisRefused as error:  # another program has a key of that name, say: it stops no other channel
+                    lacking += 1
                     self._observe(RelayStalled(self._link.name, Lane(channel, "", 0, 0), str(error)))
         self._store(RemoteState(marks, tuple(
             Remote(name, shared.patterns, settled[name]) for name, shared in holders.items())))
@@ -243,7 +254,8 @@ class Bridge:
             if site_of(lane.origin) != self._home.site or lane in own:
                 continue
             mark = marks.get(lane_field(lane), 0)
-            if (await self._log.span(lane)).last <= mark:
+            last = (await self._log.span(lane)).last
+            if last <= mark:
                 self._behind.pop(lane, None)
                 continue
             since = self._behind.setdefault(lane, now)
@@ -252,6 +264,7 @@ class Bridge:
                 continue
             await self._relay.probe(lane)  # the Redis may have forgotten what we brought
             marks[lane_field(lane)] = await self._relay.copy(lane)
+            lacking += marks[lane_field(lane)] < last
         return lacking
 
     async def _trim(self, channel: str, marks: dict[str, int], holders: dict[str, Shared], acks: Any) -> None:

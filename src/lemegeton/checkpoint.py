@@ -38,7 +38,7 @@ _WORDS = ROW_BYTES // 8
 _VALID, _SETTLED, _INTENT, _LENGTH, _CRC, _KEY = 0, 1, 2, 3, 4, 5
 _KEY_BYTES = ROW_BYTES - 8 * _KEY
 _VALID_MARK = 0x4C454D45
-_LOCK_SUFFIX = ".lock"
+LOCK_SUFFIX = ".lock"
 IDS_SUFFIX = ".ids"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -131,7 +131,7 @@ class Checkpoint:
         self._mapped: memoryview | None = None
         self.closed = False
         self.cells = memoryview(b"").cast("Q")
-        self._lock = fs.open(self._path + _LOCK_SUFFIX, OWN_FILE)
+        self._lock = fs.open(self._path + LOCK_SUFFIX, OWN_FILE)
         try:
             if not fs.lock(self._lock):
                 raise NameTaken(f"durable subscription {header.name!r}: another live process holds it; stop that one "
@@ -357,7 +357,7 @@ class CheckpointView:
 def held(fs: Fs, path: str) -> bool:
     """True while a live process holds the checkpoint at ``path``."""
     try:
-        fd = fs.open(path + _LOCK_SUFFIX, _READ)
+        fd = fs.open(path + LOCK_SUFFIX, _READ)
     except FileNotFoundError:
         return False
     try:
@@ -368,7 +368,7 @@ def held(fs: Fs, path: str) -> bool:
 
 def forget(fs: Fs, path: str) -> bool:
     """Drop the place of a subscription that nobody holds; false if somebody does."""
-    lock = fs.open(path + _LOCK_SUFFIX, OWN_FILE, 0o600)
+    lock = fs.open(path + LOCK_SUFFIX, OWN_FILE, 0o600)
     try:
         if not fs.lock(lock):
             return False

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 import msgspec
 
 from lemegeton.errors import InvalidSetting
+from lemegeton.redis_url import SCHEMES, parse_url
 
 PREFIX = "LEMEGETON_"
 MIB = 1024 * 1024
@@ -98,7 +99,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _SECRET = frozenset(("redis_url", "local_redis"))
 """Settings whose value may hold a password."""
 _URL = re.compile(r"(?P<scheme>[a-z+]+)://(?:[^/?#]*@)?(?P<place>[^/?#@]*(?:/[^?#@]*)?)(?:\?[^@#]*)?")
-_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 _NAMESPACE_BYTES_MAX = 64
 _NOT_PLAIN = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff{}*?\[\]\\]")
 """Braces are hash tags to Redis, and the next five are patterns to it: a namespace stands before both."""
@@ -109,7 +109,7 @@ def without_secrets(text: str) -> str:
     scheme, found = text.partition("://")[0], _URL.fullmatch(text)
     if "://" not in text:
         return text if text in ("auto", "off") else "***"
-    return f"{found['scheme']}://{found['place']}" if found else f"{scheme if scheme in _REDIS_SCHEMES else ''}://***"
+    return f"{found['scheme']}://{found['place']}" if found else f"{scheme if scheme in SCHEMES else ''}://***"
 
 
 _POSITIVE = ("message_timeout", "message_max_age", "polling_interval", "publish_timeout", "retry_attempts",
@@ -172,7 +172,17 @@ def _checked(name: str, where: str, given: Any) -> Any:
     wrong = _wrong(name, value)
     if wrong:
         raise InvalidSetting(f"{where} is {shown}; it must {wrong}")
+    if name in _SECRET and value not in (None, "auto", "off"):
+        _check_url(where, value)
     return value
+
+
+def _check_url(where: str, url: str) -> None:
+    """A URL that nobody can connect to is refused at start: later it would look like a Redis that is away."""
+    try:
+        parse_url(url)
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{where}: {error}") from None
 
 
 def _wrong(name: str, value: Any) -> str:
@@ -187,11 +197,11 @@ def _wrong(name: str, value: Any) -> str:
         return f"be plain text of at most {_NAMESPACE_BYTES_MAX} bytes, without spaces, braces or any of *?[]\\"
     if name in _SECRET and value is not None and not _is_redis(name, value):
         what = "be auto, off or" if name == "local_redis" else "be"
-        return f"{what} a URL that begins with one of {', '.join(f'{scheme}://' for scheme in _REDIS_SCHEMES)}"
+        return f"{what} a URL that begins with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
     return ""
 
 
 def _is_redis(name: str, value: str) -> bool:
     scheme, separator, place = value.partition("://")
-    return (scheme in _REDIS_SCHEMES and bool(separator and place)) or (
+    return (scheme in SCHEMES and bool(separator and place)) or (
         name == "local_redis" and value in ("auto", "off"))

@@ -81,6 +81,15 @@ class TailDropped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StrayEntry(Event):
+    """Something among the directories of channels is none of ours: it is left alone, and nothing in it is read."""
+
+    name = "stray"
+    path: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerFailed(Event):
     """A handler raised; the message is tried again or becomes a dead letter."""
 
@@ -230,9 +239,18 @@ class RedisUp(Event):
 
 @dataclass(frozen=True, slots=True)
 class RedisDown(Event):
-    """A Redis does not answer any more.  Everything is kept here; whoever shares this site notices nothing."""
+    """A Redis does not answer, or not any more.  Everything is kept here; whoever shares this site notices nothing."""
 
     name = "redis_down"
+    redis: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedisEvicts(Event):
+    """A Redis throws away what it is given when its memory is full; it is brought again, which costs time."""
+
+    name = "redis_evicts"
     redis: str
     cause: str
 
@@ -370,8 +388,9 @@ class ObserverFailed(Event):
 Observer = Callable[[Event], None]
 
 EVENTS: tuple[type[Event], ...] = (
-    Gap, Expired, CorruptRecord, TailDropped, HandlerFailed, DeadLettered, LaneStalled, Refused, IncarnationBegun,
-    SegmentSealed, LaneForked, RedisUp, RedisDown, RelayStalled, SubscriptionExpired, DoorbellLost, LimitReached,
-    RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted, LocalRedisStopped, LocalRedisFailed,
-    BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport, MessageIgnored, HubStalled, JournalDamaged,
+    Gap, Expired, CorruptRecord, TailDropped, StrayEntry, HandlerFailed, DeadLettered, LaneStalled, Refused,
+    IncarnationBegun, SegmentSealed, LaneForked, RedisUp, RedisDown, RedisEvicts, RelayStalled, SubscriptionExpired,
+    DoorbellLost, LimitReached, RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted,
+    LocalRedisStopped, LocalRedisFailed, BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport,
+    MessageIgnored, HubStalled, JournalDamaged,
 )

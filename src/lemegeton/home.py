@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from lemegeton.checksum import crc32
 from lemegeton.errors import HomeRefused
-from lemegeton.seams import Fs, Runtime
+from lemegeton.seams import Fs, Runtime, Stat
 
 DIRECTORY = ".lemegeton"
 _DIRS = ("messages", "origins", "cursors")
@@ -61,8 +61,7 @@ def find_home(fs: Fs, start: str, uid: int) -> str:
     while True:
         candidate = os.path.join(directory, DIRECTORY)
         with suppress(OSError):
-            found = fs.lstat(candidate)
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == uid:
+            if is_own_directory(fs, candidate, uid):
                 return candidate
         parent = os.path.dirname(directory)
         if parent == directory:
@@ -88,8 +87,12 @@ async def open_home(runtime: Runtime, path: str, *, create: bool = True) -> Home
     except HomeRefused:
         raise
     except OSError as error:
-        where = error.filename or path
-        raise HomeRefused(f"home {path}: {where}: {error.strerror}; {_advice(error)}") from error
+        raise refused(path, error) from error
+
+
+def refused(path: str, error: OSError) -> HomeRefused:
+    """What the system did not allow in the home at ``path``, and what to do about it."""
+    return HomeRefused(f"home {path}: {error.filename or path}: {error.strerror}; {_advice(error)}")
 
 
 def _advice(error: OSError) -> str:
@@ -134,9 +137,24 @@ def check_directory(fs: Fs, path: str, uid: int) -> None:
                           f"run: chmod 700 {path}")
 
 
+def is_own_directory(fs: Fs, path: str, uid: int) -> bool:
+    """True for a directory of this user; a symbolic link to one is none, for what it leads to is not in the home."""
+    found = fs.lstat(path)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid
+
+
 def check_file(fs: Fs, fd: int, path: str, uid: int) -> None:
     """Refuse an open file that is not a regular one of our own with a single name."""
-    found = fs.fstat(fd)
+    _check_regular(fs.fstat(fd), path, uid)
+
+
+def check_own(fs: Fs, path: str, uid: int) -> None:
+    """`check_file` before a file is opened; one that is not there may be made."""
+    with suppress(FileNotFoundError):
+        _check_regular(fs.lstat(path), path, uid)
+
+
+def _check_regular(found: Stat, path: str, uid: int) -> None:
     if not stat.S_ISREG(found.st_mode) or found.st_uid != uid or found.st_nlink > 1:
         raise HomeRefused(f"home: {path} is not a regular file of this user with one name; move it away")
 

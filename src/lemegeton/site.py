@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from lemegeton.channels import compile_glob
-from lemegeton.checkpoint import Checkpoint, Header, Marks, VolatileMarks
+from lemegeton.channels import compile_glob, encode_name
+from lemegeton.checkpoint import LOCK_SUFFIX, Checkpoint, Header, Marks, VolatileMarks
 from lemegeton.config import Settings, load_settings
 from lemegeton.errors import HomeRefused, LogError, NotReached
 from lemegeton.events import Event, Observer, RetentionFailed
-from lemegeton.home import Home, find_home, network_fs, open_home
+from lemegeton.home import Home, check_own, find_home, network_fs, open_home, refused
 from lemegeton.logs.base import Log, Position
 from lemegeton.logs.file import FileLog
 from lemegeton.logs.janitor import Holders, Janitor
@@ -114,7 +114,8 @@ class FileSite:
         self._durable: dict[str, tuple[Checkpoint, Header]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._ticks = 0
-        self._count(self._janitor.counted())
+        if reaches_out:  # whoever only looks opens nothing to be written to: it may lie where nobody can write
+            self._count(self._janitor.counted())
 
     def _count(self, counted: tuple[int, str] | None) -> None:
         if counted is not None:
@@ -125,6 +126,9 @@ class FileSite:
         fs = self._runtime.fs
         if name is None:
             return Memory(VolatileMarks(), IdWindow(fs, None), lambda _: False, False)
+        path = f"{self.home.cursors}/{encode_name(name)}"
+        for suffix in ("", LOCK_SUFFIX):
+            check_own(fs, path + suffix, self._runtime.uid)
         header = Header(name, tuple(patterns), self._runtime.boot_id, self.wall_ms())
         checkpoint = Checkpoint(fs, self.home.cursors, header)
         previous = checkpoint.previous
@@ -230,7 +234,12 @@ async def open_site(
     else:
         settings = load_settings(arguments)
         home = await open_home(runtime, settings.home or "/.lemegeton", create=create)
-    return FileSite(runtime, home, name, settings, observe, origin_wait_s, reaches_out=create)
+    try:
+        return FileSite(runtime, home, name, settings, observe, origin_wait_s, reaches_out=create)
+    except HomeRefused:
+        raise
+    except OSError as error:
+        raise refused(home.path, error) from error
 
 
 def settings_here(arguments: Mapping[str, Any]) -> Settings:

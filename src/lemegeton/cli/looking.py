@@ -122,7 +122,7 @@ def _size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def subs() -> None:
     """Durable subscriptions: they keep records in place until they have settled them."""
 

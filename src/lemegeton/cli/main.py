@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,13 @@ VERBS = {
     "completion": "shells",
 }
 """Each verb and the module that has it: only the one that is asked for is loaded."""
+
+
+ADVICE = {
+    errno.EMFILE: "; raise the limit of open files (ulimit -n)", errno.ENFILE: "; this machine has too many open files",
+    errno.ENOSPC: "; free disk space", errno.EROFS: "; choose another home with --home or LEMEGETON_HOME",
+}
+"""What to do about an error of the system."""
 
 
 class Verbs(click.Group):
@@ -95,8 +103,9 @@ def _json(*, hidden: bool = False) -> click.Option:
 
 
 @click.command(
-    "lemegeton", cls=Verbs, params=[_home(), _redis_url(), _json()], context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 timed out, 130 interrupted.")
+    "lemegeton", cls=Verbs, no_args_is_help=False, params=[_home(), _redis_url(), _json()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 timed out, 130 interrupted, 143 terminated.")
 @click.version_option(__version__, prog_name="lemegeton")
 def cli() -> None:
     """A message bus for one hub and its agents: nothing that was published is lost, with or without a server."""
@@ -150,6 +159,6 @@ def _failure(error: BaseException) -> int:
         return TIMED_OUT if isinstance(error, NotReached) else FAILED
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        say(f"{place}{error.strerror or error}")
+        say(f"{place}{error.strerror or error}{ADVICE.get(error.errno or 0, '')}")
         return FAILED
     raise error

@@ -11,9 +11,10 @@ import click
 
 from lemegeton.bus import Ack, MessageBus
 from lemegeton.channels import check_channel
-from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say
+from lemegeton.cli.causes import Why
+from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
 from lemegeton.codec import decode_json
-from lemegeton.errors import InvalidMessage
+from lemegeton.errors import InvalidMessage, LogError, NotReached
 from lemegeton.message import Message, MessagePriority, Receipt
 
 ORIGIN_WAIT_S = 5.0
@@ -49,7 +50,7 @@ def _priority(_: click.Context, __: click.Parameter, value: str) -> MessagePrior
 @click.option("--ack", type=click.Choice(get_args(Ack)), default="local", show_default=True,
               help="Return when it survives kill -9 (local) or a power cut (disk), when the shared Redis has it (redis, "
                    "redis-disk), or everybody has handled it.")
-@click.option("--timeout", metavar="S", type=float, help="How long to wait for --ack; exit 3 when it passes.")
+@click.option("--timeout", metavar="S", type=float, callback=seconds, help="How long to wait for --ack; exit 3 when it passes.")
 @click.option("--name", metavar="NAME", default="cli", show_default=True, help="Name of the sender.")
 @click.pass_obj
 def pub(options: Options, /, channel: str, payload: str, text: bool, name: str, **fields: Any) -> None:
@@ -59,13 +60,17 @@ def pub(options: Options, /, channel: str, payload: str, text: bool, name: str, 
     """
     check_channel(channel)
     bus = MessageBus(name, home=options.home, origin_wait_s=ORIGIN_WAIT_S)
-    if payload == "-":
-        run(_publish_lines(options, bus, channel, text, fields))
-    else:
-        run(_publish_one(options, bus, channel, _value(payload, text), fields))
+    why = Why(bus)
+    try:
+        if payload == "-":
+            run(_publish_lines(options, bus, channel, text, fields))
+        else:
+            run(_publish_one(options, bus, channel, _value(payload, text), fields))
+    except NotReached as error:
+        raise NotReached(f"{error}{why}") from None
     if not bus.relayed:
         say("the shared Redis was not reached; the message is kept and goes as soon as any bus of this home, or "
-            "`lemegeton bridge`, reaches it")
+            f"`lemegeton bridge`, reaches it{why}")
 
 
 def _value(payload: str | bytes, text: bool) -> Any:
@@ -97,7 +102,7 @@ async def _publish_lines(options: Options, bus: MessageBus, channel: str, text: 
     async def publish(number: int, line: bytes) -> Receipt:
         try:
             return await bus.publish(channel, _value(line, text), **fields)
-        except (InvalidMessage, UnicodeDecodeError) as error:
+        except (InvalidMessage, LogError, UnicodeDecodeError) as error:
             raise Ended(FAILED, f"line {number} of standard input: {error}") from None
 
     count = 0
@@ -137,7 +142,7 @@ async def _published(
 @click.option("--start", type=click.Choice(["new", "earliest"]), default="new", show_default=True,
               help="Where to begin in what is there already, without a place to go on from.")
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after N messages.")
-@click.option("--timeout", metavar="S", type=click.FloatRange(min=0), help="Give up after S seconds; exit 3.")
+@click.option("--timeout", metavar="S", type=float, callback=seconds, help="Give up after S seconds; exit 3.")
 @click.pass_obj
 def sub(
     options: Options, channels: tuple[str, ...], name: str | None, start: Literal["new", "earliest"],

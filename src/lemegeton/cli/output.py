@@ -3,7 +3,7 @@
 ::
 
     0  done            2  wrong usage: an argument or a setting
-    1  failed          3  timed out                          130  interrupted by Ctrl-C
+    1  failed          3  timed out                          130  interrupted by Ctrl-C, 143 by SIGTERM
 
 Whatever goes wrong is one line on standard error that says what and where; a traceback is a bug.
 """
@@ -18,8 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import click
+
 T = TypeVar("T")
-DONE, FAILED, USAGE, TIMED_OUT, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USAGE, TIMED_OUT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+SECONDS_MAX = 365 * 86_400.0
 
 
 class Ended(Exception):
@@ -100,10 +103,35 @@ def printable(text: str) -> str:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run the one coroutine of a verb; Ctrl-C cancels it, so that it leaves as it would leave anyway."""
+    """Run the one coroutine of a verb; Ctrl-C and SIGTERM cancel it, so that it leaves as it would leave anyway."""
     import asyncio  # a third of the time that starting takes, and not every line has work to run
+    import signal
+
+    came: list[int] = []
+
+    async def terminable() -> T:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+
+        def terminate() -> None:
+            came.append(signal.SIGTERM)
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        return await work
 
     try:
-        return asyncio.run(work)
+        return asyncio.run(terminable())
     except KeyboardInterrupt:
         raise Ended(INTERRUPTED, "interrupted") from None
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        raise Ended(TERMINATED, "terminated") from None
+
+
+def seconds(_: Any, __: Any, value: float | None) -> float | None:
+    """An option's time if it is one; `click.BadParameter` otherwise (a range takes "nan" for a number)."""
+    if value is not None and not 0 <= value <= SECONDS_MAX:
+        raise click.BadParameter(f"{value} is not a number of seconds from 0 to {SECONDS_MAX:.0f}, a year")
+    return value

@@ -10,12 +10,15 @@ import click
 
 from lemegeton.bus import MessageBus
 from lemegeton.checkpoint import held
-from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, run
+from lemegeton.cli.causes import Why
+from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, run, seconds
 from lemegeton.config import without_secrets
+from lemegeton.errors import LogError
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.redis_entries import Keys, lane_field, marks_of
+from lemegeton.logs.redis_evicting import evicts
 from lemegeton.logs.redis_link import Link, pairs
 from lemegeton.osfs import OsFs, os_runtime
 from lemegeton.site import FileSite
@@ -42,7 +45,8 @@ class Relayed:
         if not self.up:
             return [f"{self.url}  does not answer: {self.cause}"]
         waiting = ", ".join(f"{channel} {count}" for channel, count in self.lag.items()) or "none"
-        return [f"{self.url}  answers; waiting for it: {waiting}", *(f"stranded: {lane}" for lane in self.stranded)]
+        but = f", but: {self.cause}" if self.cause else ""
+        return [f"{self.url}  answers{but}; waiting for it: {waiting}", *(f"stranded: {lane}" for lane in self.stranded)]
 
 
 async def relayed(site: FileSite) -> Relayed | None:
@@ -59,7 +63,10 @@ async def relayed(site: FileSite) -> Relayed | None:
                     await link.tried()
             if not link.up:
                 return Relayed(without_secrets(url), False, link.cause)
-            return await _lag(site, link, Relayed(without_secrets(url), True))
+            try:
+                return await _lag(site, link, Relayed(without_secrets(url), True, await evicts(link)))
+            except LogError as error:
+                return Relayed(without_secrets(url), True, str(error))
         finally:
             link.close()
 
@@ -72,7 +79,7 @@ async def _lag(site: FileSite, link: Link, found: Relayed) -> Relayed:
             found.lag[channel] = found.lag.get(channel, 0) + missing
             if not held(fs, f"{site.home.origins}/{lane.origin}"):
                 stranded.append(str(lane))
-    return Relayed(found.url, True, lag=found.lag, stranded=tuple(stranded))
+    return Relayed(found.url, True, found.cause, lag=found.lag, stranded=tuple(stranded))
 
 
 async def _missing(log: Log, site: str, channel: str, marks: dict[str, int]) -> dict[Lane, int]:
@@ -87,7 +94,7 @@ async def _missing(log: Log, site: str, channel: str, marks: dict[str, int]) -> 
 
 
 @click.command()
-@click.option("--timeout", metavar="S", type=click.FloatRange(min=0), default=30.0, show_default=True,
+@click.option("--timeout", metavar="S", type=float, callback=seconds, default=30.0, show_default=True,
               help="Give up after S seconds; exit 3.")
 @click.pass_obj
 def bridge(options: Options, timeout: float) -> None:
@@ -97,7 +104,9 @@ def bridge(options: Options, timeout: float) -> None:
 
 
 async def _bridge(options: Options, timeout_s: float) -> bool:
-    async with MessageBus("bridge", home=options.home) as bus:
+    bus = MessageBus("bridge", home=options.home)
+    why = Why(bus)
+    async with bus:
         site = bus.site
         assert isinstance(site, FileSite), "a bus without a given site has a home on disk"
         if site.redis is None:
@@ -107,6 +116,5 @@ async def _bridge(options: Options, timeout_s: float) -> bool:
                 while not await site.redis.sweep_when_up():
                     await asyncio.sleep(SWEEP_AGAIN_S)
         except TimeoutError:
-            raise Ended(TIMED_OUT, f"bridge: not everything was taken within {timeout_s} s: "
-                                   f"{site.redis.link.cause if not site.redis.link.up else 'it is behind'}") from None
+            raise Ended(TIMED_OUT, f"bridge: not everything was taken within {timeout_s} s{why}") from None
     return True

@@ -10,7 +10,8 @@ from typing import Any
 
 from lemegeton.channels import DEAD_LETTER, compile_glob, encode_name
 from lemegeton.checkpoint import CheckpointView, checkpoint_names, forget, held
-from lemegeton.errors import InvalidMessage, LemegetonError
+from lemegeton.errors import HomeRefused, InvalidMessage, LemegetonError
+from lemegeton.home import check_own
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Span
 from lemegeton.modes import CoordinationMode
@@ -103,7 +104,7 @@ def _bytes_in(directory: str) -> int:
 
 
 def places(site: FileSite, spans: dict[str, dict[Lane, Span]]) -> list[Place]:
-    """The durable subscriptions; one whose header is damaged is shown with no patterns."""
+    """The durable subscriptions; one whose header is damaged, or that is no file of ours, is shown with no patterns."""
     fs = OsFs()
     found: list[Place] = []
     for name in sorted(checkpoint_names(fs, site.home.cursors)):
@@ -113,6 +114,10 @@ def places(site: FileSite, spans: dict[str, dict[Lane, Span]]) -> list[Place]:
 
 
 def _place(fs: OsFs, path: str, name: str, spans: dict[str, dict[Lane, Span]]) -> Place:
+    try:
+        check_own(fs, path, os.geteuid())
+    except HomeRefused:
+        return Place(name, (), False, 0)
     view = CheckpointView(fs, path)
     try:
         header = view.header()

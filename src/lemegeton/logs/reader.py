@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from lemegeton.channels import decode_name, encode_name, is_hashed
 from lemegeton.errors import HomeRefused, LogError, PositionLost
-from lemegeton.events import Observer, TailDropped
-from lemegeton.home import Home, check_file
+from lemegeton.events import Observer, StrayEntry, TailDropped
+from lemegeton.home import Home, check_file, is_own_directory
 from lemegeton.lane import Lane, chain_of
 from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Damage, Span
 from lemegeton.logs.segments import NAME_FILE, READ_FLAGS, TAIL_BYTES, sequence_of
@@ -24,8 +24,8 @@ from lemegeton.segment import SegmentName, parse_line, parse_segment_name
 NEWS_BYTES = 16 * 1024
 """Read at first: mostly there is less, and memory for a long read is asked of the kernel and given back each time."""
 SCAN_BYTES = 1024 * 1024
-TAILS_MAX = 1000
-"""How many dropped tails are remembered, so that each is reported once."""
+TOLD_MAX = 1000
+"""How many dropped tails and stray entries are remembered, so that each is reported once."""
 _BAD_LINE = Damage("wrong checksum")
 
 
@@ -43,14 +43,37 @@ class Reader:
         self._line_bytes_max = line_bytes_max
         self._views: dict[str, dict[Lane, list[int]]] = {}
         self._fds: OrderedDict[tuple[Lane, int], int] = OrderedDict()
-        self._tails: set[str] = set()
+        self._told: set[str] = set()
 
     # ------------------------------------------------------------------------------------------ directories
 
     def channels(self) -> Sequence[str]:
-        """The channels that have a directory."""
-        names = (self.channel_of(entry) for entry in sorted(self._fs.listdir(self._home.messages)))
+        """The channels that have a directory.  What else lies there is told once, and keeps nobody from the others."""
+        names = (self._channel_at(entry) for entry in sorted(self._fs.listdir(self._home.messages)))
         return [name for name in names if name is not None]
+
+    def _channel_at(self, entry: str) -> str | None:
+        channel = self.channel_of(entry)
+        if channel is not None and self._views.get(channel):  # it was looked into
+            return channel
+        path, cause = f"{self._home.messages}/{entry}", ""
+        try:
+            if not is_own_directory(self._fs, path, self._uid):
+                cause = "not a directory of this user"
+            elif channel is None and is_hashed(entry):
+                # One that is empty is being made: the name comes before the first record.
+                cause = f"its file {NAME_FILE} does not say which channel it is" if self._fs.listdir(path) else ""
+            elif channel is None:
+                cause = "not the encoded name of a channel"
+        except FileNotFoundError:
+            return None
+        self._report_stray(path, cause)
+        return None if cause else channel
+
+    def _report_stray(self, path: str, cause: str) -> None:
+        if cause and path not in self._told:
+            self._told = {path, *list(self._told)[:TOLD_MAX]}
+            self._observe(StrayEntry(path, cause))
 
     def channel_of(self, encoded: str) -> str | None:
         """The channel of a directory name; None for a directory that no channel has."""
@@ -74,8 +97,11 @@ class Reader:
         """List a channel's directory anew; returns the names in it that are not segments."""
         view: dict[Lane, list[int]] = {}
         others: list[str] = []
+        directory = self.directory(channel)
         try:
-            entries = self._fs.listdir(self.directory(channel))
+            if not self._views.get(channel) and not is_own_directory(self._fs, directory, self._uid):
+                raise LogError(f"file log: {directory} is not a directory of this user; move it away")
+            entries = self._fs.listdir(directory)
         except FileNotFoundError:
             entries = []
         for entry in entries:
@@ -190,8 +216,8 @@ class Reader:
 
     def _report_tail(self, lane: Lane, first: int, offset: int, length: int) -> None:
         path = self.path(lane, first)
-        if path not in self._tails:
-            self._tails = {path, *list(self._tails)[:TAILS_MAX]}
+        if path not in self._told:
+            self._told = {path, *list(self._told)[:TOLD_MAX]}
             self._observe(TailDropped(lane, path, offset, length))
 
     def _drop_tail(self, lane: Lane, first: int, offset: int, length: int) -> None:

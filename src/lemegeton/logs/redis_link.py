@@ -78,6 +78,8 @@ class Link:
             await self._connect()
         except (OSError, LogError, InvalidSetting) as error:
             self._end(str(error) or type(error).__name__)
+            if not self._tried.is_set() and not self._closing.is_set():
+                self._observe(RedisDown(self.name, self.cause))
             self._tried.set()
             return False
         self._change(True)

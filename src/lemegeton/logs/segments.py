@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lemegeton.channels import encode_name, is_hashed
 from lemegeton.codec import decode
 from lemegeton.errors import DiskFull, InvalidMessage, LogError
-from lemegeton.home import Home, check_file, store, sync_directory
+from lemegeton.home import Home, check_file, is_own_directory, store, sync_directory
 from lemegeton.lane import Lane
 from lemegeton.seams import Fs
 from lemegeton.segment import SegmentName, parse_line
@@ -69,11 +69,19 @@ class SegmentFiles:
     def make_directory(self, channel: str) -> str:
         """The directory of a channel, made if it is missing; a hashed name is stored beside."""
         path = self.directory(channel)
-        with suppress(FileExistsError):
+        try:
             self._fs.mkdir(path, 0o700)
+        except FileExistsError:
+            self._check_directory(path)
         if is_hashed(encode_name(channel)):
             self._store_name(path, channel.encode(), on_disk=False)
         return path
+
+    def _check_directory(self, path: str) -> None:
+        """Nothing is written through a symbolic link: what it leads to is not in the home.  One that is gone is made anew."""
+        with suppress(FileNotFoundError):
+            if not is_own_directory(self._fs, path, self._uid):
+                raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory of this user; move it away")
 
     def _store_name(self, path: str, name: bytes, *, on_disk: bool) -> None:
         fd = self._fs.open(f"{path}/{NAME_FILE}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -95,8 +103,9 @@ class SegmentFiles:
             # First, and on disk: what a power cut leaves of the channel would otherwise be found by nobody.
             self._store_name(self.make_directory(lane.channel), lane.channel.encode(), on_disk=True)
         try:
+            self._check_directory(directory)
             fd = self._fs.open(path, _NEW, 0o600)
-        except FileNotFoundError:  # the channel's directory was removed under us
+        except FileNotFoundError:  # the channel's directory is not there yet, or was removed under us
             self.make_directory(lane.channel)
             fd = self._fs.open(path, _NEW, 0o600)
         self.created(lane.channel)
@@ -164,6 +173,15 @@ class SegmentFiles:
         segment.pins -= 1
         if not segment.kept:
             self._let_go(segment)
+
+    def unsynced(self, segment: Segment, lane: Lane) -> bytes:
+        """The right lines of a segment that are not known to be on disk."""
+        self.pin(segment)
+        try:
+            size = self._fs.fstat(segment.fd).st_size
+            return right_lines(self._fs.pread(segment.fd, max(0, size - segment.synced), segment.synced), lane)
+        finally:
+            self.unpin(segment)
 
     def close_all(self) -> None:
         """Close every descriptor."""

@@ -16,7 +16,7 @@ from operator import attrgetter
 from lemegeton.errors import LogError
 from lemegeton.home import sync_directory
 from lemegeton.logs.lanes import Entry, LaneWriter, answer
-from lemegeton.logs.segments import Segment, SegmentFiles, right_lines
+from lemegeton.logs.segments import Segment, SegmentFiles, sequence_of
 from lemegeton.logs.writer import Writer
 from lemegeton.seams import Fs, Runtime
 from lemegeton.segment import parse_segment_name
@@ -112,14 +112,12 @@ class Syncer:
         if writer.segment is not failed:
             self._writer.check(writer)
         name = parse_segment_name(failed.path.rpartition("/")[2])
-        if name is None or name.inc != writer.lane.inc:
-            raise OSError(errno.EIO, "the sync failed, and its incarnation is over")
-        self._files.pin(failed)
-        try:
-            size = self._fs.fstat(failed.fd).st_size
-            data = right_lines(self._fs.pread(failed.fd, max(0, size - failed.synced), failed.synced), writer.lane)
-        finally:
-            self._files.unpin(failed)
+        assert name is not None, "a segment has the name that it was made with"
+        lane = writer.lane._replace(inc=name.inc)
+        data = self._files.unsynced(failed, lane)
+        if lane != writer.lane:  # its incarnation is over: that ends in one more segment, and the lane goes on elsewhere
+            last = sequence_of(data[:-1].rpartition(b"\n")[2], lane) or 0
+            return self._write_again(writer, self._files.create(lane, last + 1), data)
         if writer.segment is failed:
             self._writer.seal(writer, "sync failed")
         elif writer.segment is not None and writer.segment.size:
@@ -129,11 +127,14 @@ class Syncer:
         if writer.segment is None:
             writer.segment = self._files.create(writer.lane, writer.next)
             writer.checked_size = 0
-        segment = writer.segment
+        return self._write_again(writer, writer.segment, data)
+
+    def _write_again(self, writer: LaneWriter, segment: Segment, data: bytes) -> Segment:
         written = self._fs.write(segment.fd, data)
         segment.size += written
         if written != len(data):
-            self._writer.seal(writer, f"short write of {written} bytes")
+            if writer.segment is segment:
+                self._writer.seal(writer, f"short write of {written} bytes")
             raise OSError(errno.ENOSPC, "short write")
         return segment
 

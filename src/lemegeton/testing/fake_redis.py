@@ -71,7 +71,8 @@ class FakeRedisServer:
         self._own = {b"PING": (self._ping, -1), b"PUBLISH": (self._publish, 3), b"SUBSCRIBE": (self._subscribe, -2),
                      b"PSUBSCRIBE": (self._psubscribe, -2), b"UNSUBSCRIBE": (self._unsubscribe, -1),
                      b"PUNSUBSCRIBE": (self._punsubscribe, -1), b"EVAL": (self._eval, -3), b"EVALSHA": (self._evalsha, -3),
-                     b"FLUSHALL": (self._flushall, -1), b"WAITAOF": (self._waitaof, 4)}
+                     b"FLUSHALL": (self._flushall, -1), b"WAITAOF": (self._waitaof, 4),
+                     b"INFO": (self._info, -1)}
 
     # ------------------------------------------------------------------------------------------ executing
 
@@ -128,6 +129,10 @@ class FakeRedisServer:
         if session is not None and session.count:
             return [b"pong", args[0] if args else b""]
         return args[0] if args else b"PONG"
+
+    def _info(self, args: list[bytes], session: Session | None) -> Reply:
+        """As much as is asked for: that it never throws anything away."""
+        return b"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
 
     def _flushall(self, args: list[bytes], _: Session | None) -> Reply:
         if any(arg.upper() not in (b"SYNC", b"ASYNC") for arg in args) or len(args) > 1:

@@ -1,0 +1,253 @@
+"""Peers with a server of their own, and one with none: NATS core, JetStream, MQTT with QoS 1, ZeroMQ over ``ipc``.
+
+The same payload from one process to a handler in another.  ``place`` is what to connect to: a URL, a port, a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from common import leave, payload, ready, spec, tell
+
+SUBJECT = "load.0"
+OUTSTANDING = 256
+
+
+def encoded() -> bytes:
+    """The payload as bytes."""
+    return json.dumps(payload()).encode()
+
+
+async def timed(publish: Callable[[], Awaitable[Any]], count: int, flush: Callable[[], Awaitable[Any]] | None = None) -> None:
+    """Publish one after the other, each awaited."""
+    ready()
+    begun = time.perf_counter_ns()
+    for _ in range(count):
+        await publish()
+    if flush is not None:
+        await flush()
+    tell(begun=begun, ended=time.perf_counter_ns())
+
+
+class Handler:
+    """Counts what it is called with."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._done = asyncio.get_running_loop().create_future()
+
+    def __call__(self, data: bytes) -> None:
+        """One message."""
+        assert json.loads(data)["t"]
+        self._left -= 1
+        if not self._left:
+            self._done.set_result(time.perf_counter_ns())
+
+    async def ended(self) -> None:
+        """Wait for the last one."""
+        ready()
+        tell(ended=await self._done)
+
+
+# ── NATS ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def nats_publish(place: str, count: int) -> None:
+    """Nothing is kept."""
+    import nats
+
+    client = await nats.connect(place)
+    await timed(lambda: client.publish(SUBJECT, encoded()), count, client.flush)
+
+
+async def nats_subscribe(place: str, count: int) -> None:
+    """A callback."""
+    import nats
+
+    handler = Handler(count)
+
+    async def handle(message: Any) -> None:
+        handler(message.data)
+
+    client = await nats.connect(place)
+    await client.subscribe(SUBJECT, cb=handle, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    await client.flush()
+    await handler.ended()
+
+
+async def _jetstream(place: str) -> Any:
+    import nats
+
+    stream = (await nats.connect(place)).jetstream()
+    await stream.add_stream(name="LOAD", subjects=[SUBJECT])
+    return stream
+
+
+async def jetstream_publish(place: str, count: int) -> None:
+    """Each waits for the server's acknowledgement."""
+    stream = await _jetstream(place)
+    await timed(lambda: stream.publish(SUBJECT, encoded()), count)
+
+
+async def jetstream_outstanding_publish(place: str, count: int) -> None:
+    """So many wait at a time."""
+    stream = await _jetstream(place)
+
+    async def some(number: int) -> None:
+        for _ in range(number):
+            await stream.publish(SUBJECT, encoded())
+
+    ready()
+    begun = time.perf_counter_ns()
+    await asyncio.gather(*[some(count // OUTSTANDING + (n < count % OUTSTANDING)) for n in range(OUTSTANDING)])
+    tell(begun=begun, ended=time.perf_counter_ns())
+
+
+async def jetstream_subscribe(place: str, count: int) -> None:
+    """A durable consumer that acknowledges each."""
+    stream, handler = await _jetstream(place), Handler(count)
+
+    async def handle(message: Any) -> None:
+        handler(message.data)
+        await message.ack()
+
+    await stream.subscribe(SUBJECT, durable="reader", cb=handle, manual_ack=True)
+    await handler.ended()
+
+
+# ── MQTT, ZeroMQ ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def mqtt_publish(place: int, count: int) -> None:
+    """QoS 1, awaited."""
+    import aiomqtt
+
+    async with aiomqtt.Client("127.0.0.1", place) as client:
+        await timed(lambda: client.publish(SUBJECT, encoded(), qos=1), count)
+
+
+async def mqtt_subscribe(place: int, count: int) -> None:
+    """QoS 1, a session that is kept."""
+    import aiomqtt
+
+    handler = Handler(count)
+    async with aiomqtt.Client("127.0.0.1", place, identifier="reader", clean_session=False) as client:
+        await client.subscribe(SUBJECT, qos=1)
+
+        async def listen() -> None:
+            async for message in client.messages:
+                handler(message.payload)
+
+        listening = asyncio.create_task(listen())
+        await handler.ended()
+        listening.cancel()
+
+
+async def zeromq_publish(place: str, count: int) -> None:
+    """No broker, nothing is kept: the bound of a socket between two processes."""
+    import zmq.asyncio
+
+    socket = zmq.asyncio.Context().socket(zmq.PUSH)
+    socket.set_hwm(0)
+    socket.connect(place)
+    await timed(lambda: socket.send(encoded()), count)
+
+
+async def zeromq_subscribe(place: str, count: int) -> None:
+    """The other end."""
+    import zmq.asyncio
+
+    socket = zmq.asyncio.Context().socket(zmq.PULL)
+    socket.set_hwm(0)
+    socket.bind(place)
+    handler = Handler(count)
+
+    async def listen() -> None:
+        while True:
+            handler(await socket.recv())
+
+    listening = asyncio.create_task(listen())
+    await handler.ended()
+    listening.cancel()
+
+
+# ── a Redis ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _kombu(place: str) -> tuple[Any, Any]:
+    from kombu import Connection, Exchange, Queue
+
+    return Connection(place), Queue(SUBJECT, Exchange(SUBJECT, "direct"), SUBJECT)
+
+
+async def kombu_publish(place: str, count: int) -> None:
+    """Its producer, which blocks."""
+    connection, queue = _kombu(place)
+    producer = connection.Producer()
+
+    async def publish() -> None:
+        producer.publish(payload(), exchange=queue.exchange, routing_key=SUBJECT, declare=[queue])
+
+    await timed(publish, count)
+
+
+async def kombu_subscribe(place: str, count: int) -> None:
+    """Its consumer, each message acknowledged."""
+    connection, queue = _kombu(place)
+    left = count
+
+    def handle(body: dict[str, str], message: Any) -> None:
+        nonlocal left
+        assert body["t"]
+        message.ack()
+        left -= 1
+
+    with connection.Consumer(queue, callbacks=[handle]):
+        ready()
+        while left:
+            connection.drain_events()
+    tell(ended=time.perf_counter_ns())
+
+
+def _taskiq(place: str, handler: Callable[[dict[str, str]], None]) -> tuple[Any, Any]:
+    from taskiq_redis import RedisStreamBroker
+
+    broker = RedisStreamBroker(place)
+
+    async def handle(message: dict[str, str]) -> None:
+        handler(message)
+
+    return broker, broker.register_task(handle, task_name="handle")
+
+
+async def taskiq_publish(place: str, count: int) -> None:
+    """A task a message, through a stream."""
+    broker, task = _taskiq(place, lambda _: None)
+    await broker.startup()
+    await timed(lambda: task.kiq(payload()), count)
+
+
+async def taskiq_subscribe(place: str, count: int) -> None:
+    """Its worker's receiver."""
+    from taskiq.api import run_receiver_task
+
+    handler = Handler(count)
+    broker, _ = _taskiq(place, lambda message: handler(json.dumps(message).encode()))
+    broker.is_worker_process = True
+    await broker.startup()
+    receiving = asyncio.create_task(run_receiver_task(broker))
+    await handler.ended()
+    receiving.cancel()
+
+
+ROLES: dict[str, Callable[[Any, int], Coroutine[Any, Any, None]]] = {
+    name: role for name, role in list(globals().items()) if name.endswith(("_publish", "_subscribe"))}
+
+if __name__ == "__main__":
+    given = spec()
+    asyncio.run(ROLES[given["role"]](given["place"], given["count"]))
+    leave()
