@@ -40,6 +40,8 @@ LEAVE_S = 2.0
 LOCAL_AFTER_S = 0.5
 """How long the shared Redis may be away before the local one is asked for."""
 LOCAL_AGAIN_S = 5.0
+LOCAL_MEND_S = (0.5, 8.0)
+"""The first and the longest time between two looks at whether it still answers; doubled while it does not."""
 LINGER_S = 30.0
 """How long the local Redis is kept once the shared one is back: it may go again."""
 WAITAOF_MS = 2000
@@ -145,7 +147,7 @@ class RedisSide:
                 continue
             url = await self._local.join()
             if url is None:
-                await self._pause(LOCAL_AGAIN_S if self._settings.local_redis == "auto" else None)
+                await _comes(self._closing, LOCAL_AGAIN_S if self._settings.local_redis == "auto" else None)
                 continue
             await self._serve_local(Link("local", url, self._runtime.dial, self._observe))
 
@@ -156,14 +158,26 @@ class RedisSide:
         async with asyncio.TaskGroup() as group:
             group.create_task(link.run())
             group.create_task(relaying.run())
+            over = asyncio.Event()
+            group.create_task(self._mend_local(link, over))
             while not self._closing.is_set() and not await self._stays(True, LINGER_S):
-                if not link.up:
-                    await self._local.join()  # it was ended behind our back: it comes back in the same place
+                pass
+            over.set()
             self._local_relaying = None
             relaying.close()
             link.close()
         self.modes.use_local(None)
         await self._local.leave()
+
+    async def _mend_local(self, link: Link, over: asyncio.Event) -> None:
+        """Have it begun again in the same place whenever it was ended behind our back, until ``over``."""
+        pause_s, longest_s = LOCAL_MEND_S
+        while not await _comes(over, pause_s):
+            if link.up:
+                pause_s = LOCAL_MEND_S[0]
+                continue
+            await self._local.join()
+            pause_s = min(longest_s, pause_s * 2)
 
     async def _stays(self, up: bool, seconds: float) -> bool:
         """True if the shared Redis is up (or down) and stays so for so long; returns early where it is not."""
@@ -178,11 +192,6 @@ class RedisSide:
             return not done
         finally:
             end()
-
-    async def _pause(self, seconds: float | None) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
 
     async def reach(self, position: Position, level: str) -> None:
         """Return when the shared Redis has the record (``redis``), or has it on its disk (``redis-disk``)."""
@@ -225,6 +234,14 @@ class RedisSide:
             return not await self._bridge.sweep() and self._relaying.idle
         except LogError:
             return False
+
+
+async def _comes(event: asyncio.Event, seconds: float | None) -> bool:
+    """True if it is set within this time (None: whenever it is)."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 class Quiet:
