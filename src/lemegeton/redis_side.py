@@ -125,8 +125,11 @@ class RedisSide:
         """Once a second: mend what was found meanwhile."""
         for lane in list(self._forks):
             common = max(self.get(lane), await taken_of(self._files, self.link, self.keys, lane))
-            await self._files.begin_again(lane, "the mark in the shared Redis is not a record of this log", common)
+            places = await self._files.begin_again(lane, "the mark in the shared Redis is not a record of this log", common)
+            self.marks.moved(lane, places)
             self._forks.discard(lane)
+        if self._accepted is not None:  # a lane also begins again when its segment was removed
+            self._accepted.only(self._files.own_lanes())
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -193,11 +196,11 @@ class RedisSide:
         finally:
             end()
 
-    async def reach(self, position: Position, level: str) -> None:
-        """Return when the shared Redis has the record (``redis``), or has it on its disk (``redis-disk``)."""
-        await self.marks.reached(position.lane, position.seq)
+    async def reach(self, position: Position, level: str) -> Position:
+        """Return when the shared Redis has the record (``redis``), or has it on its disk (``redis-disk``), with its place."""
+        position = await self.marks.reached(position.lane, position.seq)
         if level != "redis-disk":
-            return
+            return position
         where = f"publish to {position.lane.channel}: the shared Redis has the message"
         try:
             synced = await self.link.call("WAITAOF", 1, 0, WAITAOF_MS)
@@ -205,6 +208,7 @@ class RedisSide:
             raise NotReached(f"{where}, and cannot say that its disk has: {error}") from None
         if not synced[0]:
             raise NotReached(f"{where}, its disk had not within {WAITAOF_MS} ms (appendonly, appendfsync)")
+        return position
 
     async def leave(self) -> bool:
         """Give the relay a moment; false if the shared Redis still lacks something of ours."""

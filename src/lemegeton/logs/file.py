@@ -174,14 +174,15 @@ class FileLog:
         """The lanes this log has written to."""
         return [] if self._writer is None else self._writer.lanes
 
-    async def begin_again(self, lane: Lane, cause: str, common: int = 0) -> None:
+    async def begin_again(self, lane: Lane, cause: str, common: int = 0) -> dict[int, Position]:
         """A lane of ours that somebody else grew from the same point goes on in a new incarnation.
 
         What it still holds is in it again, so that readers drop what they have settled: under its ids up to ``common``,
-        the last record of before the fork, and under ids that no other branch has behind it."""
+        the last record of before the fork, and under ids that no other branch has behind it.  Returns where each is now."""
         if self._writer is None or lane not in self._writer.lanes:
-            return
+            return {}
         bodies: list[bytes] = []
+        seqs: list[int] = []
         self._reader.look(lane.channel)
         span = self._reader.span(lane)
         cursor = self._reader.seek(lane, span.first - 1)
@@ -190,14 +191,18 @@ class FileLog:
             cursor = batch.cursor
             for record in batch.records:
                 if isinstance(record, bytes) and (seq := head_of(record).seq):
+                    seqs.append(seq)
                     bodies.append(framer.body(record if seq <= common else _on_branch(lane, seq, record), seq))
         try:
             self._writer.begin_again(lane.channel, lane.priority, bodies, cause)
         except OSError as error:
             raise log_error(f"beginning {lane} again", error) from error
+        lanes = self._writer.lanes
         if self.appended is not None:
-            for own in self._writer.lanes:
+            for own in lanes:
                 self.appended(own)
+        later = next(own for own in lanes if (own.channel, own.priority) == (lane.channel, lane.priority))
+        return {seq: Position(later, again) for again, seq in enumerate(seqs, 1)}
 
     def upkeep(self) -> None:
         """Once a second: find out whether somebody removed what is being written to; make room if there is none."""
