@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from lemegeton.backlog import Backlog
 from lemegeton.bridge import Bridge
 from lemegeton.config import Settings
 from lemegeton.errors import LogError, NotReached, RedisLost, RedisRefused
@@ -64,6 +65,7 @@ class RedisSide:
         self._accepted: Accepted | None = None
         self._forks: set[Lane] = set()
         self._closing = asyncio.Event()
+        self._backlog = Backlog(settings.max_pending_messages, files.room.hold)
         self.keys = Keys(settings.namespace)
         self.link = Link("shared", settings.redis_url, runtime.dial, observe)
         self.modes = CoordinationModeManager(self.link, None, home=home.path, settings=settings, name=name,
@@ -93,6 +95,7 @@ class RedisSide:
         return self.modes.relay_paused
 
     def _appended(self, lane: Lane) -> None:
+        self._backlog.written(lane, self._files.last_of(lane), self.get(lane))
         self._relaying.appended(lane)
         if self._local_relaying is not None:
             self._local_relaying.appended(lane)
@@ -116,6 +119,7 @@ class RedisSide:
     def put(self, lane: Lane, seq: int) -> None:
         """See `relay.Told`."""
         self.marks.put(lane, seq)
+        self._backlog.accepted(lane, seq)
 
     def _forked(self, lane: Lane) -> None:
         """Somebody else grew this lane from the same point: ours goes on under another incarnation."""
@@ -128,8 +132,10 @@ class RedisSide:
             places = await self._files.begin_again(lane, "the mark in the shared Redis is not a record of this log", common)
             self.marks.moved(lane, places)
             self._forks.discard(lane)
-        if self._accepted is not None:  # a lane also begins again when its segment was removed
-            self._accepted.only(self._files.own_lanes())
+        lanes = frozenset(self._files.own_lanes())  # a lane also begins again when its segment was removed
+        self._backlog.only(lanes)
+        if self._accepted is not None:
+            self._accepted.only(lanes)
 
     # ------------------------------------------------------------------------------------------ life
 

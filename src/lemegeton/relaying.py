@@ -7,7 +7,7 @@ every mark again when the link comes up and every 5 s, because a Redis may forge
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from lemegeton.checkpoint import Checkpoint, Header, Marks, VolatileMarks, settled_at
@@ -98,7 +98,7 @@ class Accepted:
                     f"publish to {lane.channel}: its lane began again before the shared Redis had the record; it is "
                     "stored and still goes"))
 
-    def only(self, lanes: Sequence[Lane]) -> None:
+    def only(self, lanes: Collection[Lane]) -> None:
         """These are the lanes that are relayed from here; who waits for another is told that it is over."""
         for lane in [lane for lane in self._waiting if lane not in lanes]:
             self.moved(lane, {})

@@ -77,8 +77,8 @@ class FileLog:
         self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
     ) -> Placed:
         writer, room = self._writer, self.room
-        if (writer is None or writer.unbroken >= YIELD_EVERY or self._queued or room.queued or room.used >= room.limit
-                or self._closed or len(form) + len(payload) > self._form_bytes_max):
+        if (writer is None or writer.unbroken >= YIELD_EVERY or self._queued or room.queued or room.held
+                or room.used >= room.limit or self._closed or len(form) + len(payload) > self._form_bytes_max):
             return None
         if not disk and (position := writer.append_now(channel, priority, form, stamp_ms, payload)) is not None:
             if self.appended is not None:
@@ -93,7 +93,7 @@ class FileLog:
         if writer is not None and writer.unbroken >= YIELD_EVERY:
             writer.unbroken = 0
             await asyncio.sleep(0)
-        if writer is None or self._queued or room.queued or room.used >= room.limit or self._closed:
+        if writer is None or self._queued or room.queued or room.held or room.used >= room.limit or self._closed:
             writer = await self._admit()
         if len(body) > self._settings.max_message_bytes:
             raise LogError(f"file log: append to {channel}: {len(body)} bytes, at most "
@@ -173,6 +173,10 @@ class FileLog:
     def own_lanes(self) -> list[Lane]:
         """The lanes this log has written to."""
         return [] if self._writer is None else self._writer.lanes
+
+    def last_of(self, lane: Lane) -> int:
+        """The last sequence this log has written to a lane of its own; 0 where it has written none."""
+        return 0 if self._writer is None else self._writer.last_of(lane)
 
     async def begin_again(self, lane: Lane, cause: str, common: int = 0) -> dict[int, Position]:
         """A lane of ours that somebody else grew from the same point goes on in a new incarnation.

@@ -113,13 +113,9 @@ class Writer:
         entry = self._number(writer, body, made)
         entry.disk = disk
         done = entry.done = asyncio.Future(loop=self._loop)
-        group = self._group.get(writer)
-        if group is not None:
-            group.append(entry)
-            return done
         if not self._group:
             self._loop.call_soon(self.flush)
-        self._group[writer] = [entry]
+        self._group.setdefault(writer, []).append(entry)
         return done
 
     def _append_alone(
@@ -302,6 +298,11 @@ class Writer:
     def lanes(self) -> list[Lane]:
         """The lanes that were written to."""
         return [writer.lane for writer in self._lanes.values()]
+
+    def last_of(self, lane: Lane) -> int:
+        """The last sequence of a lane that is written to; 0 if it is not."""
+        writer = self._lanes.get((lane.channel, lane.priority))
+        return 0 if writer is None or writer.lane != lane else writer.next - 1
 
     def segment_of(self, lane: Lane) -> str:
         """The file name of the segment that a lane is written to; empty if it is not."""
