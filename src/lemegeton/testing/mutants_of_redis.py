@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lemegeton.testing.planting import Mutant
 
-
 SCRIPTS = "testing/fake_redis_scripts.py"
 
 
