@@ -4,9 +4,9 @@
 
 Three scenarios.  All six changes between the modes while 100,000 messages go: everything acknowledged is handled, once
 and in order, within 15 s of the last fault.  Same-site latency during outages 12 s apart, beside that of calm seconds of
-the same run (median of the runs; printed, not judged).  One kill and restart at 500 messages a second, where the design
-that publishes straight to Redis lost 1,797 of 2,651.  And `publish` beside a server that is stopped, black-holed and
-down.  Exit 1 if the checker finds anything.
+the same run (median of the runs; a verdict, but no exit code).  One kill and restart at 500 messages a second, where the
+design that publishes straight to Redis lost 1,797 of 2,651.  And `publish` beside a server that is stopped, black-holed
+and down.  Exit 1 if anything is lost, late, doubled or mixed, or one of the six changes was never seen.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ WARM_NS = 2_000_000_000
 """What everybody does first is no calm."""
 CALM, ANY, BEHIND = "calm", "any outage", "recovery"
 RECOVERY_NS = 5_000_000_000
+ALL = ", all transitions"
+SETTLED_S = 15.0
+"""How soon after the last fault everything has to be delivered."""
 MODES = ("distributed", "degraded", "isolated")
 
 
@@ -205,40 +208,58 @@ def scenarios(given: argparse.Namespace, keep: Path) -> Iterator[Run]:
             outages.by_hand(in_turn(outages, first_s=4.0, last_s=span_s, outage_s=QUICK_S[0], pause_s=QUICK_S[1],
                                     calm_s=calm_s), calm_s[1] - 4.0)
 
-        yield play(f"{given.messages} messages, all transitions", keep / "all", given.messages, RATE, six, local="auto")
+        yield play(f"{given.messages} messages{ALL}", keep / "all", given.messages, RATE, six, local="auto")
     for number in range(1, given.runs + 1):
         yield play(f"outages 12 s apart, run {number}", keep / f"run{number}", int(RATE * 5 * EVERY_S), RATE,
                    lambda outages: in_turn(outages, first_s=EVERY_S, last_s=5 * EVERY_S, outage_s=OUTAGE_S,
                                            pause_s=EVERY_S - OUTAGE_S), local="off")
-    yield play("one kill at 500 msg/s", keep / "obvious", OBVIOUS_MESSAGES, OBVIOUS_RATE,
-               lambda outages: outages.plan(0, 2.5, 0.5), local="off")
+    yield obvious(keep)
 
 
-def transitions_of(counts: Counter[str]) -> str:
-    """How often each of the six changes happened."""
-    pairs = [f"{old} > {new}" for old in MODES for new in MODES if old != new]
-    return ", ".join(f"{pair} {counts[pair]}" for pair in pairs)
+def obvious(keep: Path) -> Run:
+    """One kill and restart at 500 messages a second: see the module."""
+    return play("one kill at 500 msg/s", keep / "obvious", OBVIOUS_MESSAGES, OBVIOUS_RATE,
+                lambda outages: outages.plan(0, 2.5, 0.5), local="off")
+
+
+PAIRS = tuple(f"{old} > {new}" for old in MODES for new in MODES if old != new)
+
+
+def verdict(runs: list[Run]) -> int:
+    """What was asked of all runs, each with what was found; how much of it that hangs on no clock was not met."""
+    apart = [run for run in runs if run.name.startswith("outages")]
+    switched = [run for run in runs if run.name.endswith(ALL)]
+    unseen = [pair for run in switched for pair in PAIRS if not run.counts[pair]]
+    broken = sum(len(run.violations) for run in runs)
+    late = [run.name for run in runs if run.settled_s > SETTLED_S]
+    unequal = [run.name for run in runs if run.counts["ack"] != run.counts["done"]]
+    asked = [(f"{broken} violations", not broken),
+             ("acknowledged = handled" + "".join(f", not in {name}" for name in unequal), not unequal),
+             (f"all delivered within {SETTLED_S:.0f} s" + "".join(f", not in {name}" for name in late), not late)]
+    if switched:
+        seen = f"{len(PAIRS) - len(unseen)} of {len(PAIRS)} transitions"
+        asked.append((seen + "".join(f", not {pair}" for pair in unseen), not unseen))
+    if apart:
+        calm, fault = (statistics.median(run.p99_ms[kind] for run in apart) for kind in (CALM, ANY))
+        most = max(2 * calm, calm + 10)
+        say(f"{'met' if fault <= most else 'NOT MET':<8} same-site p99 at {RATE:.0f} msg/s, median of {len(apart)}: calm "
+            f"{calm:.2f} ms, during outages {fault:.2f} ms, at most {most:.2f} asked (a busy machine fails it: no exit code)")
+    for text, met in asked:
+        say(f"{'met' if met else 'NOT MET':<8} {text}")
+    return sum(not met for _, met in asked)
 
 
 def finish(runs: list[Run], times: dict[str, list[Any]]) -> int:
     """The rest of the report; the exit code."""
     say()
     for run in runs[:1]:
-        say(f"modes: {transitions_of(run.counts)}")
+        say("modes: " + ", ".join(f"{pair} {run.counts[pair]}" for pair in PAIRS))
         say("faults: " + ", ".join(f"{count} {kind}" for kind, count in sorted(run.counts.items())
                                    if kind not in ("ack", "done") and ">" not in kind))
-    apart = [run for run in runs if run.name.startswith("outages")]
-    if apart:
-        calm, fault = (statistics.median(run.p99_ms[kind] for run in apart) for kind in (CALM, ANY))
-        say(f"same-site p99 at {RATE:.0f} msg/s, median of {len(apart)}: calm {calm:.2f} ms, during outages {fault:.2f} ms "
-            f"(at most {max(2 * calm, calm + 10):.2f} asked)")
     for kind, values in times.items():
         say(f"publish, server {kind}: p50 {percentile(values, 0.5):.3f} ms, p99 {percentile(values, 0.99):.3f} ms, "
             f"worst {max(values):.2f} ms")
-    broken = sum(len(run.violations) for run in runs)
-    late = [run.name for run in runs if run.settled_s > 15]
-    say(f"{broken} violations" + (f"; not within 15 s: {', '.join(late)}" if late else ""))
-    return 1 if broken or late else 0
+    return 1 if verdict(runs) else 0
 
 
 def main() -> int:
@@ -246,13 +267,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="a hub and eight agents while the server comes and goes")
     parser.add_argument("--messages", type=int, default=100_000, help="of the first scenario; 0: without it")
     parser.add_argument("--runs", type=int, default=3, help="of the second scenario")
+    parser.add_argument("--obvious", action="store_true", help="only the one kill and restart")
     given = parser.parse_args()
     keep = Path(tempfile.mkdtemp(prefix="lemegeton-t"))
     (keep / "times").mkdir()
-    times = asyncio.run(publish_times(keep / "times"))
+    times = {} if given.obvious else asyncio.run(publish_times(keep / "times"))
     head()
     runs = []
-    for run in scenarios(given, keep):
+    for run in [obvious(keep)] if given.obvious else scenarios(given, keep):
         runs.append(run)
         report(run)
     code = finish(runs, times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -229,3 +230,13 @@ def test_settings_show_themselves_without_secrets() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         load_settings({}).concurrency = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["home", "file_messaging_dir"])
+def test_a_place_may_be_given_as_a_path(name: str) -> None:
+    assert getattr(load_settings({name: PurePosixPath("/a/b")}), name) == "/a/b"
+
+
+def test_a_path_is_no_value_of_another_setting() -> None:
+    with pytest.raises(InvalidSetting, match="namespace"):
+        load_settings({"namespace": PurePosixPath("/a")})

@@ -624,3 +624,33 @@ async def test_a_copied_home_is_another_site_and_both_go_on(redis: RedisServer, 
             await got.reach(7)
             await theirs.reach(7)
     assert got.payloads == theirs.payloads == [*range(5), "a", "copy"]
+
+
+async def test_who_waits_for_the_level_redis_at_a_fork_gets_it_for_the_new_place(redis: RedisServer, tmp_path: Path) -> None:
+    home = tmp_path / "a"
+    async with site(home, redis) as a:
+        await send(a, 0)
+        await a.relayed()
+    copy_home(home, tmp_path / "copy")
+    async with site(home, redis) as a:
+        await send(a, *range(1, 5))
+        await a.relayed()
+    copy_home(tmp_path / "copy", home)
+    async with site(home, redis) as a:
+        receipt = await asyncio.wait_for(a.bus.publish("c", 9, ack="redis"), WAIT_S)
+        assert (receipt.level, receipt.lane) == ("redis", a.bus.site._file_log.own_lanes()[0])  # type: ignore[attr-defined]
+        assert [event for event in a.events if event.name == "lane_forked"]
+
+
+async def test_who_waits_for_the_level_redis_of_a_record_whose_lane_is_begun_again_is_told_so(
+    fragile: RedisServer, tmp_path: Path
+) -> None:
+    fragile.kill()
+    async with site(tmp_path / "a", fragile) as a:
+        pending = asyncio.ensure_future(a.bus.publish("c", 0, ack="redis"))
+        await until(lambda: list((tmp_path / "a" / "messages").rglob("*.log")))
+        for segment in (tmp_path / "a" / "messages").rglob("*.log"):
+            segment.unlink()
+        await send(a, 1)
+        with pytest.raises(NotReached, match="began again"):
+            await asyncio.wait_for(pending, WAIT_S)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from lemegeton.checkpoint import Checkpoint, Header, VolatileMarks
-from lemegeton.errors import LogError, RedisLost, RedisRefused
+from lemegeton.errors import LogError, NotReached, RedisLost, RedisRefused
 from lemegeton.events import Event, LaneForked, RelayStalled
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Answer, Item, Mark
+from lemegeton.logs.base import Answer, Item, Mark, Position
 from lemegeton.logs.memory import MemoryLog, MemoryReplica, MemoryStore
 from lemegeton.logs.redis_link import Link
 from lemegeton.osfs import OsFs
@@ -350,6 +350,45 @@ async def test_what_another_redis_has_is_told_and_wakes_nobody() -> None:
     accepted.put(LANE, 2)
     await waiting
     assert accepted.get(LANE) == 5, "nobody is told a second time"
+
+
+@in_virtual_time
+async def test_who_waits_for_a_record_that_is_numbered_anew_waits_for_its_new_place() -> None:
+    accepted = Accepted(VolatileMarks())
+    later = LANE._replace(inc=LANE.inc + 1)
+    waiting = [asyncio.ensure_future(accepted.reached(LANE, seq)) for seq in (1, 2, 3)]
+    await asyncio.sleep(0)
+    waiting[2].cancel()
+    await asyncio.sleep(0)
+    accepted.moved(OTHER, {})
+    accepted.moved(LANE, {2: Position(later, 1), 3: Position(later, 2)})
+    accepted.put(later, 1)
+    await asyncio.wait_for(waiting[1], 1.0)
+    with pytest.raises(NotReached, match="began again"):
+        await asyncio.wait_for(waiting[0], 1.0)
+
+
+@in_virtual_time
+async def test_a_new_place_that_is_accepted_already_is_reached() -> None:
+    accepted = Accepted(VolatileMarks())
+    later = LANE._replace(inc=LANE.inc + 1)
+    waiting = asyncio.ensure_future(accepted.reached(LANE, 1))
+    await asyncio.sleep(0)
+    accepted.put(later, 1)
+    accepted.moved(LANE, {1: Position(later, 1)})
+    await asyncio.wait_for(waiting, 1.0)
+
+
+@in_virtual_time
+async def test_who_waits_for_a_lane_that_nobody_relays_any_more_is_told_so() -> None:
+    accepted = Accepted(VolatileMarks())
+    waiting = [asyncio.ensure_future(accepted.reached(lane, 1)) for lane in (LANE, OTHER)]
+    await asyncio.sleep(0)
+    accepted.only([OTHER])
+    with pytest.raises(NotReached, match="began again"):
+        await asyncio.wait_for(waiting[0], 1.0)
+    accepted.put(OTHER, 1)
+    await asyncio.wait_for(waiting[1], 1.0)
 
 
 @in_virtual_time

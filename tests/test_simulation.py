@@ -193,6 +193,7 @@ def test_a_poor_schedule_is_told() -> None:
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_place_of_every_mutant_is_there(mutant: mutants.Mutant, tmp_path: object) -> None:
     mutants.plant(mutant, str(tmp_path))
+    assert mutant.file != "logs/redis_scripts.py", "the simulated Redis knows no changed script: that is caught for nothing"
 
 
 @pytest.mark.parametrize("name", ["no intent mark", "flag everything", "later segment before the end"])

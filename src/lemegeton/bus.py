@@ -263,7 +263,7 @@ class MessageBus:
                 if ack == "handled":
                     await handled(site, position)
                 elif ack != "disk":
-                    await site.reach(position, ack)
+                    position = await site.reach(position, ack)
                 return position
         except TimeoutError:
             raise NotReached(f"publish to {channel}: level {ack!r} not reached within {timeout_s} s; the message is "

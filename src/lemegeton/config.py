@@ -96,6 +96,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 for name in self.__struct_fields__ for value in (getattr(self, name),)]
 
 
+_PATHS = frozenset(("home", "file_messaging_dir"))
+"""Settings that may be given as any path object."""
 _SECRET = frozenset(("redis_url", "local_redis"))
 """Settings whose value may hold a password."""
 _URL = re.compile(r"(?P<scheme>[a-z+]+)://(?:[^/?#]*@)?(?P<place>[^/?#@]*(?:/[^?#@]*)?)(?:\?[^@#]*)?")
@@ -165,6 +167,8 @@ def _checked(name: str, where: str, given: Any) -> Any:
     if name not in _TYPES:
         raise InvalidSetting(f"{where}: there is no such setting; known: {', '.join(sorted(_TYPES))}")
     shown = "***" if name in _SECRET else f"{given!r:.80}"
+    if name in _PATHS and hasattr(given, "__fspath__"):
+        given = given.__fspath__()
     try:
         value = msgspec.convert(given, _TYPES[name], strict=False)
     except msgspec.ValidationError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from lemegeton.backlog import Backlog
 from lemegeton.bridge import Bridge
 from lemegeton.config import Settings
 from lemegeton.errors import LogError, NotReached, RedisLost, RedisRefused
@@ -40,6 +41,8 @@ LEAVE_S = 2.0
 LOCAL_AFTER_S = 0.5
 """How long the shared Redis may be away before the local one is asked for."""
 LOCAL_AGAIN_S = 5.0
+LOCAL_MEND_S = (0.5, 8.0)
+"""The first and the longest time between two looks at whether it still answers; doubled while it does not."""
 LINGER_S = 30.0
 """How long the local Redis is kept once the shared one is back: it may go again."""
 WAITAOF_MS = 2000
@@ -62,6 +65,7 @@ class RedisSide:
         self._accepted: Accepted | None = None
         self._forks: set[Lane] = set()
         self._closing = asyncio.Event()
+        self._backlog = Backlog(settings.max_pending_messages, files.room.hold)
         self.keys = Keys(settings.namespace)
         self.link = Link("shared", settings.redis_url, runtime.dial, observe)
         self.modes = CoordinationModeManager(self.link, None, home=home.path, settings=settings, name=name,
@@ -91,6 +95,7 @@ class RedisSide:
         return self.modes.relay_paused
 
     def _appended(self, lane: Lane) -> None:
+        self._backlog.written(lane, self._files.last_of(lane), self.get(lane))
         self._relaying.appended(lane)
         if self._local_relaying is not None:
             self._local_relaying.appended(lane)
@@ -114,6 +119,7 @@ class RedisSide:
     def put(self, lane: Lane, seq: int) -> None:
         """See `relay.Told`."""
         self.marks.put(lane, seq)
+        self._backlog.accepted(lane, seq)
 
     def _forked(self, lane: Lane) -> None:
         """Somebody else grew this lane from the same point: ours goes on under another incarnation."""
@@ -124,8 +130,13 @@ class RedisSide:
         self._forks.intersection_update(self._files.own_lanes())  # of those we help, their own writer sees it as well
         for lane in list(self._forks):
             common = max(self.get(lane), await taken_of(self._files, self.link, self.keys, lane))
-            await self._files.begin_again(lane, "the mark in the shared Redis is not a record of this log", common)
+            places = await self._files.begin_again(lane, "the mark in the shared Redis is not a record of this log", common)
+            self.marks.moved(lane, places)
             self._forks.discard(lane)
+        lanes = frozenset(self._files.own_lanes())  # a lane also begins again when its segment was removed
+        self._backlog.only(lanes)
+        if self._accepted is not None:
+            self._accepted.only(lanes)
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -146,7 +157,7 @@ class RedisSide:
                 continue
             url = await self._local.join()
             if url is None:
-                await self._pause(LOCAL_AGAIN_S if self._settings.local_redis == "auto" else None)
+                await _comes(self._closing, LOCAL_AGAIN_S if self._settings.local_redis == "auto" else None)
                 continue
             await self._serve_local(Link("local", url, self._runtime.dial, self._observe))
 
@@ -157,14 +168,26 @@ class RedisSide:
         async with asyncio.TaskGroup() as group:
             group.create_task(link.run())
             group.create_task(relaying.run())
+            over = asyncio.Event()
+            group.create_task(self._mend_local(link, over))
             while not self._closing.is_set() and not await self._stays(True, LINGER_S):
-                if not link.up:
-                    await self._local.join()  # it was ended behind our back: it comes back in the same place
+                pass
+            over.set()
             self._local_relaying = None
             relaying.close()
             link.close()
         self.modes.use_local(None)
         await self._local.leave()
+
+    async def _mend_local(self, link: Link, over: asyncio.Event) -> None:
+        """Have it begun again in the same place whenever it was ended behind our back, until ``over``."""
+        pause_s, longest_s = LOCAL_MEND_S
+        while not await _comes(over, pause_s):
+            if link.up:
+                pause_s = LOCAL_MEND_S[0]
+                continue
+            await self._local.join()
+            pause_s = min(longest_s, pause_s * 2)
 
     async def _stays(self, up: bool, seconds: float) -> bool:
         """True if the shared Redis is up (or down) and stays so for so long; returns early where it is not."""
@@ -180,16 +203,11 @@ class RedisSide:
         finally:
             end()
 
-    async def _pause(self, seconds: float | None) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
-
-    async def reach(self, position: Position, level: str) -> None:
-        """Return when the shared Redis has the record (``redis``), or has it on its disk (``redis-disk``)."""
-        await self.marks.reached(position.lane, position.seq)
+    async def reach(self, position: Position, level: str) -> Position:
+        """Return when the shared Redis has the record (``redis``), or has it on its disk (``redis-disk``), with its place."""
+        position = await self.marks.reached(position.lane, position.seq)
         if level != "redis-disk":
-            return
+            return position
         where = f"publish to {position.lane.channel}: the shared Redis has the message"
         try:
             synced = await self.link.call("WAITAOF", 1, 0, WAITAOF_MS)
@@ -197,6 +215,7 @@ class RedisSide:
             raise NotReached(f"{where}, and cannot say that its disk has: {error}") from None
         if not synced[0]:
             raise NotReached(f"{where}, its disk had not within {WAITAOF_MS} ms (appendonly, appendfsync)")
+        return position
 
     async def leave(self) -> bool:
         """Give the relay a moment; false if the shared Redis still lacks something of ours."""
@@ -226,6 +245,14 @@ class RedisSide:
             return not await self._bridge.sweep() and self._relaying.idle
         except LogError:
             return False
+
+
+async def _comes(event: asyncio.Event, seconds: float | None) -> bool:
+    """True if it is set within this time (None: whenever it is)."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 class Quiet:

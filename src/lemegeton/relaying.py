@@ -7,13 +7,14 @@ every mark again when the link comes up and every 5 s, because a Redis may forge
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from lemegeton.checkpoint import Checkpoint, Header, Marks, VolatileMarks, settled_at
-from lemegeton.errors import LemegetonError, LogError, RedisLost
+from lemegeton.errors import LemegetonError, LogError, NotReached, RedisLost
 from lemegeton.events import Observer, RelayStalled
 from lemegeton.lane import Lane
+from lemegeton.logs.base import Position
 from lemegeton.logs.redis_link import Link
 from lemegeton.relay import Relay
 from lemegeton.seams import Fs
@@ -22,6 +23,10 @@ LANES_AT_ONCE = 16
 PROBE_S = 5.0
 STALL_RETRY_S = 1.0
 """How long a lane that the Redis refused rests."""
+
+
+Waiter = tuple[int, asyncio.Future[Position]]
+"""Who waits for a sequence of a lane."""
 
 
 class Accepted:
@@ -34,7 +39,7 @@ class Accepted:
         self._closed = False
         self._shared: dict[Lane, int] = {}
         """How far the shared Redis accepted each lane since this began."""
-        self._waiting: dict[Lane, list[tuple[int, asyncio.Future[None]]]] = {}
+        self._waiting: dict[Lane, list[Waiter]] = {}
 
     def get(self, lane: Lane) -> int:
         row = None if self._closed else self._marks.find(lane)
@@ -62,18 +67,41 @@ class Accepted:
         left = [wait for wait in self._waiting.pop(lane) if not wait[1].done()]
         for wanted, reached in left:
             if wanted <= seq:
-                reached.set_result(None)
+                reached.set_result(Position(lane, wanted))
         left = [wait for wait in left if not wait[1].done()]
         if left:
             self._waiting[lane] = left
 
-    async def reached(self, lane: Lane, seq: int) -> None:
-        """Return when this record is accepted."""
-        if self._shared.get(lane, 0) >= seq:
-            return
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(lane, []).append((seq, done))
-        await done
+    async def reached(self, lane: Lane, seq: int) -> Position:
+        """Return when this record is accepted, with its place: it may have been numbered anew meanwhile.
+
+        `NotReached` as soon as nobody can tell any more."""
+        done: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        self._wait(Position(lane, seq), done)
+        return await done
+
+    def _wait(self, place: Position, done: asyncio.Future[Position]) -> None:
+        if self._shared.get(place.lane, 0) >= place.seq:
+            done.set_result(place)
+        else:
+            self._waiting.setdefault(place.lane, []).append((place.seq, done))
+
+    def moved(self, lane: Lane, places: Mapping[int, Position]) -> None:
+        """The records of this lane are in the log again, there; who waits for one waits for that."""
+        for seq, done in self._waiting.pop(lane, ()):
+            if done.done():
+                continue
+            if seq in places:
+                self._wait(places[seq], done)
+            else:
+                done.set_exception(NotReached(
+                    f"publish to {lane.channel}: its lane began again before the shared Redis had the record; it is "
+                    "stored and still goes"))
+
+    def only(self, lanes: Collection[Lane]) -> None:
+        """These are the lanes that are relayed from here; who waits for another is told that it is over."""
+        for lane in [lane for lane in self._waiting if lane not in lanes]:
+            self.moved(lane, {})
 
     def close(self) -> None:
         """Let the marks go."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
+import pkgutil
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from lemegeton import testing
 from lemegeton.config import Settings
 from lemegeton.doorbell import SilentDoorbell
 from lemegeton.events import Event
@@ -26,7 +29,6 @@ from lemegeton.logs.memory import MemoryLog, MemoryStore
 from lemegeton.osfs import os_runtime
 from lemegeton.seams import Runtime
 from lemegeton.segment import SegmentName
-from lemegeton.testing import conformance
 from lemegeton.testing.conformance import CHECKS, Check, Make, Opener, lacks
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 from lemegeton.testing.fake_runtime import runtime as fake_runtime
@@ -174,7 +176,9 @@ async def test_every_log_keeps_every_promise(check: Check, kind: str, tmp_path: 
 def test_no_check_is_left_out_everywhere(tmp_path: Path) -> None:
     for check in CHECKS:
         assert any(not lacks(check, make(tmp_path)) for make in MAKES.values()), check
-    assert len(CHECKS) == sum(name.startswith("check_") for name in vars(conformance))
+    modules = [importlib.import_module(f"{testing.__name__}.{found.name}") for found in pkgutil.iter_modules(testing.__path__)
+               if found.name.startswith("conformance_")]
+    assert len(CHECKS) == sum(name.startswith("check_") for module in modules for name in vars(module))
 
 
 class Broken:

@@ -78,8 +78,8 @@ class FileLog:
         self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
     ) -> Placed:
         writer, room = self._writer, self.room
-        if (writer is None or writer.unbroken >= YIELD_EVERY or self._queued or room.queued or room.used >= room.limit
-                or self._closed or len(form) + len(payload) > self._form_bytes_max):
+        if (writer is None or writer.unbroken >= YIELD_EVERY or self._queued or room.queued or room.held
+                or room.used >= room.limit or self._closed or len(form) + len(payload) > self._form_bytes_max):
             return None
         if not disk and (position := writer.append_now(channel, priority, form, stamp_ms, payload)) is not None:
             return position
@@ -92,7 +92,7 @@ class FileLog:
         if writer is not None and writer.unbroken >= YIELD_EVERY:
             writer.unbroken = 0
             await asyncio.sleep(0)
-        if writer is None or self._queued or room.queued or room.used >= room.limit or self._closed:
+        if writer is None or self._queued or room.queued or room.held or room.used >= room.limit or self._closed:
             writer = await self._admit()
         if len(body) > self._settings.max_message_bytes:
             raise LogError(f"file log: append to {channel}: {len(body)} bytes, at most "
@@ -167,14 +167,19 @@ class FileLog:
         """The lanes this log has written to."""
         return [] if self._writer is None else self._writer.lanes
 
-    async def begin_again(self, lane: Lane, cause: str, common: int = 0) -> None:
+    def last_of(self, lane: Lane) -> int:
+        """The last sequence this log has written to a lane of its own; 0 where it has written none."""
+        return 0 if self._writer is None else self._writer.last_of(lane)
+
+    async def begin_again(self, lane: Lane, cause: str, common: int = 0) -> dict[int, Position]:
         """A lane of ours that somebody else grew from the same point goes on in a new incarnation.
 
         What it still holds is in it again, so that readers drop what they have settled: under its ids up to ``common``,
-        the last record of before the fork, and under ids that no other branch has behind it."""
+        the last record of before the fork, and under ids that no other branch has behind it.  Returns where each is now."""
         if self._writer is None or lane not in self._writer.lanes:
-            return
+            return {}
         bodies: list[bytes] = []
+        seqs: list[int] = []
         self._reader.look(lane.channel)
         span = self._reader.span(lane)
         cursor = self._reader.seek(lane, span.first - 1)
@@ -183,14 +188,18 @@ class FileLog:
             cursor = batch.cursor
             for record in batch.records:
                 if isinstance(record, bytes) and (seq := head_of(record).seq):
+                    seqs.append(seq)
                     bodies.append(framer.body(record if seq <= common else _on_branch(lane, seq, record), seq))
         try:
             self._writer.begin_again(lane.channel, lane.priority, bodies, cause)
         except OSError as error:
             raise log_error(f"beginning {lane} again", error) from error
+        lanes = self._writer.lanes
         if self._appended is not None:
-            for own in self._writer.lanes:
+            for own in lanes:
                 self._appended(own)
+        later = next(own for own in lanes if (own.channel, own.priority) == (lane.channel, lane.priority))
+        return {seq: Position(later, again) for again, seq in enumerate(seqs, 1)}
 
     def tell(self, appended: Callable[[Lane], None]) -> None:
         """Call with the lane after every write."""

@@ -1,4 +1,4 @@
-"""Room: publishers wait in the order they came, before they get a number, while the disk limit is reached."""
+"""Room: publishers wait in the order they came, before they get a number, while a limit is reached."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Room:
         self.used = 0
         self.holder = "no subscription: nothing has been cleaned up yet"
         self.waiters: deque[asyncio.Future[None]] = deque()
+        self.held = ""
+        """What else publishers wait for; empty: nothing."""
         self.queued = 0
         """How many have not had their turn yet; a newcomer stands behind them."""
         self._timeout_s = timeout_s
@@ -29,14 +31,14 @@ class Room:
     @property
     def full(self) -> bool:
         """True if a publisher has to wait, be it only behind others."""
-        return self.used >= self.limit or self.queued > 0
+        return self.used >= self.limit or self.queued > 0 or bool(self.held)
 
     async def wait(self) -> None:
         """Return when it is this publisher's turn and there is room; `BusFull` after the timeout."""
         if self._timeout_s <= 0:
             raise self._refusal()
         if not self.waiters:
-            self._observe(LimitReached(self.used, self.limit, self.holder))
+            self._observe(LimitReached(self.used, self.limit, self.held or self.holder))
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiters.append(turn)
         self.queued += 1
@@ -51,6 +53,8 @@ class Room:
             self.admit()
 
     def _refusal(self) -> BusFull:
+        if self.held:
+            return BusFull(f"publish: in the way: {self.held}")
         return BusFull(f"publish: {self.used} of {self.limit} bytes (disk_limit) are taken; in the way: {self.holder}")
 
     def counted(self, used: int, holder: str) -> None:
@@ -59,9 +63,14 @@ class Room:
         self.holder = holder
         self.admit()
 
+    def hold(self, cause: str) -> None:
+        """Have publishers wait for something else than room; with an empty cause, no more."""
+        self.held = cause
+        self.admit()
+
     def admit(self) -> None:
         """Give the first in the queue its turn; it gives the next one its own when it has its number."""
-        while self.waiters and self.used < self.limit:
+        while self.waiters and self.used < self.limit and not self.held:
             turn = self.waiters.popleft()
             if not turn.done():
                 turn.set_result(None)

@@ -312,6 +312,11 @@ class Writer:
         """The lanes that were written to."""
         return [writer.lane for writer in self._lanes.values()]
 
+    def last_of(self, lane: Lane) -> int:
+        """The last sequence of a lane that is written to; 0 if it is not."""
+        writer = self._lanes.get((lane.channel, lane.priority))
+        return 0 if writer is None or writer.lane != lane else writer.next - 1
+
     def segment_of(self, lane: Lane) -> str:
         """The file name of the segment that a lane is written to; empty if it is not."""
         writer = self._lanes.get((lane.channel, lane.priority))

@@ -131,7 +131,7 @@ class MemorySite:
     async def start(self, group: asyncio.TaskGroup) -> None:
         """Nothing has tasks of its own."""
 
-    async def reach(self, position: Position, level: str) -> None:
+    async def reach(self, position: Position, level: str) -> Position:
         """There is no Redis."""
         raise NotReached(f"publish to {position.lane.channel}: level {level!r} needs a redis_url; the message is stored")
 

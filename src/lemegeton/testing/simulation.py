@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.mutants:
         from lemegeton.testing.mutants import hunt
 
-        return hunt(options.seeds, options.jobs)
+        return hunt(options.seeds, options.jobs, first=options.first)
     if options.trace:
         for seed in seeds:
             _say(f"{seed} {simulate(seed, redis=options.redis).trace}")
