@@ -64,6 +64,13 @@ def made(name: str, veth: str) -> bool:
     return True
 
 
+def gone(name: str, veth: str) -> None:
+    """Nothing is left, however far `made` came."""
+    if shutil.which("ip") is not None:
+        for words in (("netns", "delete", name), ("link", "delete", veth)):
+            subprocess.run(["ip", *words], check=False, capture_output=True)
+
+
 @asynccontextmanager
 async def network() -> AsyncIterator[tuple[RedisServer, Network]]:
     name, veth = f"lemegeton-{os.getpid()}", f"lm{os.getpid()}"
@@ -78,9 +85,7 @@ async def network() -> AsyncIterator[tuple[RedisServer, Network]]:
             async with Proxy(server.address) as proxy:
                 yield server, Network([], proxy.url.replace("://", f"://:{PASSWORD}@"), proxy.swallow, proxy.heal)
     finally:
-        if shutil.which("ip") is not None:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-            subprocess.run(["ip", "link", "delete", veth], check=False, capture_output=True)
+        gone(name, veth)
 
 
 async def test_a_site_whose_network_loses_everything_goes_on_and_loses_nothing(tmp_path: Path) -> None:
