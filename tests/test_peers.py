@@ -15,5 +15,5 @@ def test_a_peer_whose_package_or_server_is_not_here_is_said_to_be_missing(monkey
     assert peers.Peer("a", "", "w", "r", "no-such-server").lacks() == "no-such-server"
     assert peers.Peer("a", "json", "w", "r").lacks() == ""
     monkeypatch.setattr(peers, "PEERS", [peers.Peer("a", "no_such_package", "w", "r")])
-    monkeypatch.setattr(peers, "measure_ours", lambda root, count: 1.0)
-    assert peers.compared(Path("/nowhere"), 1, 1, 1) == ([], ["a (the package no_such_package is not here)"])
+    missing = ["a (the package no_such_package is not here)"]
+    assert peers.compared(Path("/nowhere"), rounds=0, count=1, ours_count=1) == ([], missing)
