@@ -377,7 +377,7 @@ async def test_what_is_no_channel_is_told_once_and_hides_nothing() -> None:
     nameless = f"/home/messages/h-{'0' * 64}"
     for directory in (nameless, "/home/messages/NOT-ENCODED", f"/home/messages/h-{'1' * 64}"):
         fs.mkdir(directory)
-    for file in ("/home/messages/file", f"{nameless}/a~s~0.1.1.1.log"):
+    for file in ("/home/messages/file", f"{nameless}/a~s~0.1.1.1.log", f"/home/messages/h-{'1' * 64}/.name"):
         fs.close(fs.open(file, os.O_RDWR | os.O_CREAT))
     for _ in range(2):
         assert await log.channels() == ["c"]

@@ -61,8 +61,9 @@ class Reader:
             if not is_own_directory(self._fs, path, self._uid):
                 cause = "not a directory of this user"
             elif channel is None and is_hashed(entry):
-                # One that is empty is being made: the name comes before the first record.
-                cause = f"its file {NAME_FILE} does not say which channel it is" if self._fs.listdir(path) else ""
+                # One with nothing else in it is being made: the name is written before the first record.
+                unused = set(self._fs.listdir(path)) <= {NAME_FILE}
+                cause = "" if unused else f"its file {NAME_FILE} does not say which channel it is"
             elif channel is None:
                 cause = "not the encoded name of a channel"
         except FileNotFoundError:
