@@ -9,6 +9,7 @@ import sys
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from lemegeton.testing.history import Event
@@ -171,3 +172,24 @@ def test_flags_may_be_missing_where_the_marks_went_and_the_redis_did_not_know_ei
     assert kinds(REG, *twice, POWER, again) == {"doubled"}
     assert kinds(REG, FORGOT, *twice, POWER, again) == {"doubled"}
     assert kinds(REG, *twice, FORGOT, again) == {"doubled"}
+
+
+def gap(first: int, last: int, pinc: int = 1, origin: str = "e~1~0") -> list[Event]:
+    return [event("gap", sub="s", ch="hub", prod="e", origin=origin, pinc=pinc, prio=1, first=first, last=last, inc="w#2")]
+
+
+def test_a_gap_after_a_power_cut_over_what_was_settled_has_a_cause_whichever_way_it_was_settled() -> None:
+    about = {"sub": "s", "ch": "hub", "prod": "e", "origin": "e~1~0", "pinc": 1, "prio": 1}
+    a, b = sent(1, "a"), sent(2, "b")
+    unsent = [msgspec.structs.replace(b[0], kind="ttl"), b[1]]
+    skipped = [event("expired", first=2, seq=2, **about)]
+    assert kinds(REG, a, unsent, got(1, "a"), skipped, POWER, gap(1, 2)) == set()
+    assert kinds(REG, a, unsent, got(1, "a"), skipped, gap(1, 2)) == {"gap"}
+    assert kinds(REG, a, unsent, got(1, "a"), POWER, gap(1, 2)) == {"stuck", "gap"}
+    assert kinds(REG, a, b, got(1, "a"), skipped, POWER, gap(1, 2)) == {"stuck"}  # it could not expire
+
+
+def test_gaps_of_two_lanes_over_the_same_numbers_are_judged_apart() -> None:
+    assert kinds(REG, sent(1, "a"), got(1, "a"), sent(1, "b", pinc=2), POWER, gap(1, 1), gap(1, 1, pinc=2)) == {"stuck", "gap"}
+    assert kinds(REG, sent(1, "a"), sent(1, "b", pinc=2), got(1, "b", pinc=2), POWER, gap(1, 1), gap(1, 1, pinc=2)) == {
+        "lost", "gap"}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from lemegeton.lane import Lane
-from lemegeton.testing.checker import check
+from lemegeton.testing.checker import check, gap_key
 from lemegeton.testing.history import NEVER, Event
 from lemegeton.testing.violation import Violation
 
@@ -41,6 +41,8 @@ class _Known:
         self.flagged: set[tuple[str, str, str]] = set()
         self.places: dict[tuple[Lane, int], str] = {}
         self.done: set[tuple[str, str, str]] = set()
+        self.skipped: set[tuple[str, Lane, int]] = set()
+        """Subscription and places of what expired and was not sent: it settled them without learning an id."""
         self.cut = False
         self.forgot: list[int] = []
         """When a Redis lost something that it had."""
@@ -55,7 +57,7 @@ class _Known:
         if event.ev in ("ack", "start"):
             self.places[_lane(event), event.seq] = event.id
         if event.ev in ("done", "expired", "dead"):
-            self.done.add((event.sub, event.ch, event.id))
+            self._settle(event)
         if event.ev == "inv":
             self.invs.setdefault((event.ch, event.id), []).append(at)
         elif event.ev == "ack":
@@ -64,7 +66,7 @@ class _Known:
         elif event.ev == "reg":
             self.regs.setdefault((event.sub, event.ch), at)
         elif event.ev == "gap":
-            self.gaps[event.sub, event.ch, str(event.first), str(event.last)] = event
+            self.gaps[gap_key(event)] = event
         elif event.ev == "fault":
             self.cut = self.cut or event.kind == "power"
             if event.kind == "forgot":
@@ -76,12 +78,19 @@ class _Known:
             if event.redel:
                 self.flagged.add((event.sub, event.ch, event.id))
 
+    def _settle(self, event: Event) -> None:
+        if event.first:
+            self.skipped.update((event.sub, _lane(event), seq) for seq in range(event.first, event.seq + 1))
+        else:
+            self.done.add((event.sub, event.ch, event.id))
+
     def explains(self, violation: Violation) -> bool:
         """True if the harness knows the reason."""
         if violation.kind == "gap":
             gap = self.gaps[violation.key]
             places = [(_lane(gap), seq) for seq in range(gap.first, gap.last + 1)]
-            known = {self.places[place] for place in places if place in self.places}
+            known = {self.places[place] for place in places
+                     if place in self.places and (gap.sub, *place) not in self.skipped}
             settled = all(self._settled(gap.sub, (gap.ch, tag)) for tag in known)
             return any(place in self.gone for place in places) or (self.cut and settled)
         if violation.kind == "flag_budget":
