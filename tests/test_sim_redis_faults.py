@@ -193,3 +193,34 @@ def test_gaps_of_two_lanes_over_the_same_numbers_are_judged_apart() -> None:
     assert kinds(REG, sent(1, "a"), got(1, "a"), sent(1, "b", pinc=2), POWER, gap(1, 1), gap(1, 1, pinc=2)) == {"stuck", "gap"}
     assert kinds(REG, sent(1, "a"), sent(1, "b", pinc=2), got(1, "b", pinc=2), POWER, gap(1, 1), gap(1, 1, pinc=2)) == {
         "lost", "gap"}
+
+
+def test_a_redis_that_forgot_excuses_only_what_it_had_then_and_only_on_its_channel() -> None:
+    late, came = [*sent(1, "a"), *sent(1, "b", pinc=2)], [*got(1, "b", pinc=2), *got(1, "a")]
+    here, elsewhere = [event("fault", kind="forgot", ch="hub")], [event("fault", kind="forgot", ch="agent-a")]
+    assert kinds(REG, late, here, came) == set()
+    assert kinds(REG, late, elsewhere, came) == {"order"}
+    assert kinds(REG, FORGOT, late, came) == kinds(REG, late, came, FORGOT) == {"order"}
+    assert kinds(REG, sent(1, "a"), here, sent(2, "b"), got(2, "b")) == set()
+    assert kinds(REG, sent(1, "a"), elsewhere, sent(2, "b"), got(2, "b")) == {"lost"}
+    assert kinds(REG, sent(1, "a"), got(1, "a"), elsewhere, POWER, got(1, "a", inc="w#2")) == {"doubled"}
+
+
+@pytest.mark.parametrize(("name", "channel"), [("redis_stream_gone", "c"), ("redis_entry_gone", "c"), ("redis_flush", "")])
+def test_a_fault_says_of_which_channel_the_redis_forgot(name: str, channel: str) -> None:
+    loop = SimLoop()
+    world = World(make_plan(1, (name,), redis=True), loop)
+    assert world.net is not None
+    world.net.server(SHARED_URL).execute("XADD", "message-stream:c", "*", "a", "b")
+    loop.run_until_complete(REDIS_FAULTS[name](world, Random(1)))
+    assert {told.ch for told in world.events if told.kind == "forgot"} == {channel}
+    loop.close()
+
+
+def test_a_replica_that_lacks_nothing_forgot_nothing() -> None:
+    loop = SimLoop()
+    world = World(make_plan(1, ("redis_failover",), redis=True), loop)
+    loop.run_until_complete(REDIS_FAULTS["redis_failover"](world, Random(1)))
+    loop.run_until_complete(REDIS_FAULTS["redis_evicts"](world, Random(1)))
+    assert world.events == []
+    loop.close()

@@ -44,8 +44,8 @@ class _Known:
         self.skipped: set[tuple[str, Lane, int]] = set()
         """Subscription and places of what expired and was not sent: it settled them without learning an id."""
         self.cut = False
-        self.forgot: list[int] = []
-        """When a Redis lost something that it had."""
+        self.forgot: dict[str, list[int]] = {}
+        """Channel, or "" for all → when a Redis lost something that it had of it."""
         self.cuts: dict[str, list[int]] = {}
         """Site → when it lost power."""
         self.starts: dict[tuple[str, str, str], list[tuple[int, Event]]] = {}
@@ -70,7 +70,7 @@ class _Known:
         elif event.ev == "fault":
             self.cut = self.cut or event.kind == "power"
             if event.kind == "forgot":
-                self.forgot.append(at)
+                self.forgot.setdefault(event.ch, []).append(at)
             elif event.kind == "power":
                 self.cuts.setdefault(event.site, []).append(at)
         elif event.ev == "start":
@@ -115,16 +115,17 @@ class _Known:
             # It was never met: what that Redis had of the lane when it was met began behind it.
             at, ack = self.acked[key]
             met = min((began for began, _ in self._of_chain(sub, ack)), default=2**62)
-            return not starts and self._elsewhere(sub, ack) and self._between(self.forgot, at, met)
+            return not starts and self._elsewhere(sub, ack) and self._forgot(key[0], at, met)
         if kind == "order" and starts:
             # A later incarnation was met first, as the Redis knew nothing of this one.
             at, start = starts[0]
-            return self._elsewhere(sub, start) and any(
+            published = self.invs.get(key, [NEVER])[0]
+            return self._elsewhere(sub, start) and self._forgot(key[0], published, at) and any(
                 began < at and other.pinc > start.pinc for began, other in self._of_chain(sub, start))
         if kind == "doubled" and len(starts) > 1:
             # The marks went with the power of the reader's site, and the Redis did not know how far the lane went.
             return self._elsewhere(sub, starts[0][1]) and any(
-                self._between(self.cuts.get(start.site, []), before, at) and self._between(self.forgot, before, at)
+                self._between(self.cuts.get(start.site, []), before, at) and self._forgot(key[0], before, at)
                 for (before, _), (at, start) in pairwise(starts))
         return False
 
@@ -139,6 +140,10 @@ class _Known:
         here = next((start.site for (name, *_), ((_, start), *_) in self.starts.items() if name == sub), "")
         published = next((ack.site for _, ack in self.acked.values() if ack.origin == place.origin), place.site)
         return here != published
+
+    def _forgot(self, channel: str, after: int, before: int) -> bool:
+        """True if a Redis lost something of this channel meanwhile."""
+        return any(self._between(self.forgot.get(of, []), after, before) for of in ("", channel))
 
     @staticmethod
     def _between(found: list[int], after: int, before: int) -> bool:
