@@ -113,7 +113,7 @@ def test_a_seed_is_the_same_run_whatever_the_hash_seed() -> None:
     assert len(answers) == 1
 
 
-SEEDS, A_TEST = 300, 15
+SEEDS, A_TEST = 300, 6
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, A_TEST))
