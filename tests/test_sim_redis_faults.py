@@ -9,6 +9,7 @@ import sys
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from lemegeton.testing.history import Event
@@ -112,7 +113,7 @@ def test_a_seed_is_the_same_run_whatever_the_hash_seed() -> None:
     assert len(answers) == 1
 
 
-SEEDS, A_TEST = 300, 15
+SEEDS, A_TEST = 300, 6
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, A_TEST))
@@ -171,3 +172,55 @@ def test_flags_may_be_missing_where_the_marks_went_and_the_redis_did_not_know_ei
     assert kinds(REG, *twice, POWER, again) == {"doubled"}
     assert kinds(REG, FORGOT, *twice, POWER, again) == {"doubled"}
     assert kinds(REG, *twice, FORGOT, again) == {"doubled"}
+
+
+def gap(first: int, last: int, pinc: int = 1, origin: str = "e~1~0") -> list[Event]:
+    return [event("gap", sub="s", ch="hub", prod="e", origin=origin, pinc=pinc, prio=1, first=first, last=last, inc="w#2")]
+
+
+def test_a_gap_after_a_power_cut_over_what_was_settled_has_a_cause_whichever_way_it_was_settled() -> None:
+    about = {"sub": "s", "ch": "hub", "prod": "e", "origin": "e~1~0", "pinc": 1, "prio": 1}
+    a, b = sent(1, "a"), sent(2, "b")
+    unsent = [msgspec.structs.replace(b[0], kind="ttl"), b[1]]
+    skipped = [event("expired", first=2, seq=2, **about)]
+    assert kinds(REG, a, unsent, got(1, "a"), skipped, POWER, gap(1, 2)) == set()
+    assert kinds(REG, a, unsent, got(1, "a"), skipped, gap(1, 2)) == {"gap"}
+    assert kinds(REG, a, unsent, got(1, "a"), POWER, gap(1, 2)) == {"stuck", "gap"}
+    assert kinds(REG, a, b, got(1, "a"), skipped, POWER, gap(1, 2)) == {"stuck"}  # it could not expire
+
+
+def test_gaps_of_two_lanes_over_the_same_numbers_are_judged_apart() -> None:
+    assert kinds(REG, sent(1, "a"), got(1, "a"), sent(1, "b", pinc=2), POWER, gap(1, 1), gap(1, 1, pinc=2)) == {"stuck", "gap"}
+    assert kinds(REG, sent(1, "a"), sent(1, "b", pinc=2), got(1, "b", pinc=2), POWER, gap(1, 1), gap(1, 1, pinc=2)) == {
+        "lost", "gap"}
+
+
+def test_a_redis_that_forgot_excuses_only_what_it_had_then_and_only_on_its_channel() -> None:
+    late, came = [*sent(1, "a"), *sent(1, "b", pinc=2)], [*got(1, "b", pinc=2), *got(1, "a")]
+    here, elsewhere = [event("fault", kind="forgot", ch="hub")], [event("fault", kind="forgot", ch="agent-a")]
+    assert kinds(REG, late, here, came) == set()
+    assert kinds(REG, late, elsewhere, came) == {"order"}
+    assert kinds(REG, FORGOT, late, came) == kinds(REG, late, came, FORGOT) == {"order"}
+    assert kinds(REG, sent(1, "a"), here, sent(2, "b"), got(2, "b")) == set()
+    assert kinds(REG, sent(1, "a"), elsewhere, sent(2, "b"), got(2, "b")) == {"lost"}
+    assert kinds(REG, sent(1, "a"), got(1, "a"), elsewhere, POWER, got(1, "a", inc="w#2")) == {"doubled"}
+
+
+@pytest.mark.parametrize(("name", "channel"), [("redis_stream_gone", "c"), ("redis_entry_gone", "c"), ("redis_flush", "")])
+def test_a_fault_says_of_which_channel_the_redis_forgot(name: str, channel: str) -> None:
+    loop = SimLoop()
+    world = World(make_plan(1, (name,), redis=True), loop)
+    assert world.net is not None
+    world.net.server(SHARED_URL).execute("XADD", "message-stream:c", "*", "a", "b")
+    loop.run_until_complete(REDIS_FAULTS[name](world, Random(1)))
+    assert {told.ch for told in world.events if told.kind == "forgot"} == {channel}
+    loop.close()
+
+
+def test_a_replica_that_lacks_nothing_forgot_nothing() -> None:
+    loop = SimLoop()
+    world = World(make_plan(1, ("redis_failover",), redis=True), loop)
+    loop.run_until_complete(REDIS_FAULTS["redis_failover"](world, Random(1)))
+    loop.run_until_complete(REDIS_FAULTS["redis_evicts"](world, Random(1)))
+    assert world.events == []
+    loop.close()

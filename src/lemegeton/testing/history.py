@@ -33,7 +33,7 @@ fault    kind                              the harness did something; the checke
          kind="kill" inc                   the process life ``inc`` (not the recorder's own) was killed
          kind="power" site ids             every life of ``site`` ended; the bytes of ``ids`` are not on its disk
          kind="corrupted" ids              the bytes of ``ids`` were damaged or deleted
-         kind="forgot"                     a Redis lost something that it had
+         kind="forgot" ch                  a Redis lost something that it had; of every channel if ``ch`` is empty
 quiet    —                                 the last fault is healed: all must be delivered by the end of the history
 ======== ================================= =========================================================================
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from lemegeton.lane import Lane
-from lemegeton.testing.checker import check
+from lemegeton.testing.checker import check, gap_key
 from lemegeton.testing.history import NEVER, Event
 from lemegeton.testing.violation import Violation
 
@@ -41,9 +41,11 @@ class _Known:
         self.flagged: set[tuple[str, str, str]] = set()
         self.places: dict[tuple[Lane, int], str] = {}
         self.done: set[tuple[str, str, str]] = set()
+        self.skipped: set[tuple[str, Lane, int]] = set()
+        """Subscription and places of what expired and was not sent: it settled them without learning an id."""
         self.cut = False
-        self.forgot: list[int] = []
-        """When a Redis lost something that it had."""
+        self.forgot: dict[str, list[int]] = {}
+        """Channel, or "" for all → when a Redis lost something that it had of it."""
         self.cuts: dict[str, list[int]] = {}
         """Site → when it lost power."""
         self.starts: dict[tuple[str, str, str], list[tuple[int, Event]]] = {}
@@ -55,7 +57,7 @@ class _Known:
         if event.ev in ("ack", "start"):
             self.places[_lane(event), event.seq] = event.id
         if event.ev in ("done", "expired", "dead"):
-            self.done.add((event.sub, event.ch, event.id))
+            self._settle(event)
         if event.ev == "inv":
             self.invs.setdefault((event.ch, event.id), []).append(at)
         elif event.ev == "ack":
@@ -64,11 +66,11 @@ class _Known:
         elif event.ev == "reg":
             self.regs.setdefault((event.sub, event.ch), at)
         elif event.ev == "gap":
-            self.gaps[event.sub, event.ch, str(event.first), str(event.last)] = event
+            self.gaps[gap_key(event)] = event
         elif event.ev == "fault":
             self.cut = self.cut or event.kind == "power"
             if event.kind == "forgot":
-                self.forgot.append(at)
+                self.forgot.setdefault(event.ch, []).append(at)
             elif event.kind == "power":
                 self.cuts.setdefault(event.site, []).append(at)
         elif event.ev == "start":
@@ -76,12 +78,19 @@ class _Known:
             if event.redel:
                 self.flagged.add((event.sub, event.ch, event.id))
 
+    def _settle(self, event: Event) -> None:
+        if event.first:
+            self.skipped.update((event.sub, _lane(event), seq) for seq in range(event.first, event.seq + 1))
+        else:
+            self.done.add((event.sub, event.ch, event.id))
+
     def explains(self, violation: Violation) -> bool:
         """True if the harness knows the reason."""
         if violation.kind == "gap":
             gap = self.gaps[violation.key]
             places = [(_lane(gap), seq) for seq in range(gap.first, gap.last + 1)]
-            known = {self.places[place] for place in places if place in self.places}
+            known = {self.places[place] for place in places
+                     if place in self.places and (gap.sub, *place) not in self.skipped}
             settled = all(self._settled(gap.sub, (gap.ch, tag)) for tag in known)
             return any(place in self.gone for place in places) or (self.cut and settled)
         if violation.kind == "flag_budget":
@@ -106,16 +115,17 @@ class _Known:
             # It was never met: what that Redis had of the lane when it was met began behind it.
             at, ack = self.acked[key]
             met = min((began for began, _ in self._of_chain(sub, ack)), default=2**62)
-            return not starts and self._elsewhere(sub, ack) and self._between(self.forgot, at, met)
+            return not starts and self._elsewhere(sub, ack) and self._forgot(key[0], at, met)
         if kind == "order" and starts:
             # A later incarnation was met first, as the Redis knew nothing of this one.
             at, start = starts[0]
-            return self._elsewhere(sub, start) and any(
+            published = self.invs.get(key, [NEVER])[0]
+            return self._elsewhere(sub, start) and self._forgot(key[0], published, at) and any(
                 began < at and other.pinc > start.pinc for began, other in self._of_chain(sub, start))
         if kind == "doubled" and len(starts) > 1:
             # The marks went with the power of the reader's site, and the Redis did not know how far the lane went.
             return self._elsewhere(sub, starts[0][1]) and any(
-                self._between(self.cuts.get(start.site, []), before, at) and self._between(self.forgot, before, at)
+                self._between(self.cuts.get(start.site, []), before, at) and self._forgot(key[0], before, at)
                 for (before, _), (at, start) in pairwise(starts))
         return False
 
@@ -130,6 +140,10 @@ class _Known:
         here = next((start.site for (name, *_), ((_, start), *_) in self.starts.items() if name == sub), "")
         published = next((ack.site for _, ack in self.acked.values() if ack.origin == place.origin), place.site)
         return here != published
+
+    def _forgot(self, channel: str, after: int, before: int) -> bool:
+        """True if a Redis lost something of this channel meanwhile."""
+        return any(self._between(self.forgot.get(of, []), after, before) for of in ("", channel))
 
     @staticmethod
     def _between(found: list[int], after: int, before: int) -> bool:

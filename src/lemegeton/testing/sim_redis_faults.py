@@ -38,6 +38,11 @@ def _shared(net: FakeRedisNet) -> FakeRedisServer:
     return net.server(SHARED_URL)
 
 
+def _channel_of(key: bytes) -> str:
+    """The channel that a key is about; that of no channel is about all of them."""
+    return key.decode().partition("message-stream:")[2].partition("}")[0]
+
+
 def _whom(world: World, rng: Random) -> str:
     """One process, one site, or everybody, as `FakeRedisNet` names them."""
     site = rng.choice(world.sites)
@@ -97,7 +102,8 @@ async def redis_restored(world: World, net: FakeRedisNet, rng: Random) -> None:
 async def redis_failover(world: World, net: FakeRedisNet, rng: Random) -> None:
     """8: a replica takes over that is some commands behind."""
     lost = net.fail_over(SHARED_URL, rng.choice((0, 1, 3, 10, 100)))
-    world.forgot()
+    if lost:
+        world.forgot()
     world.say(f"  {lost} commands lost")
 
 
@@ -106,11 +112,12 @@ async def redis_clock(world: World, net: FakeRedisNet, rng: Random) -> None:
     """28: the clock of its host is set back, and it forgets everything or a stream: ids go back."""
     server = _shared(net)
     server.store.step(-rng.choice((1000, 60_000, 3_600_000)))
-    world.forgot()
     stream = _some_key(net, rng, b"message-stream:")
     if rng.random() < 0.5 or stream is None:
+        world.forgot()
         server.execute("FLUSHALL")
     else:
+        world.forgot(_channel_of(stream))
         server.execute("DEL", stream)
 
 
@@ -129,8 +136,8 @@ async def redis_stream_gone(world: World, net: FakeRedisNet, rng: Random) -> Non
     """9: DEL of a stream, or of most of it (XTRIM MAXLEN 1)."""
     streams = _shared(net).streams()
     if streams:
-        world.forgot()
         key = rng.choice(streams)
+        world.forgot(_channel_of(key))
         _shared(net).execute(*rng.choice((("DEL", key), ("XTRIM", key, "MAXLEN", 1), ("XTRIM", key, "MAXLEN", 0))))
 
 
@@ -139,7 +146,7 @@ async def redis_marks_gone(world: World, net: FakeRedisNet, rng: Random) -> None
     """9: DEL of one hash: marks, acks, requests, subscriptions; or of the set of channels."""
     key = _some_key(net, rng, rng.choice((b"relay:", b"relay:", b"acks:", b"nacks:", b"subscriptions", b"channels")))
     if key is not None:
-        world.forgot()
+        world.forgot(_channel_of(key))
         _shared(net).execute("DEL", key)
 
 
@@ -152,7 +159,7 @@ async def redis_entry_gone(world: World, net: FakeRedisNet, rng: Random) -> None
         key = rng.choice(streams) if streams else b""
         entries = server.execute("XRANGE", key, "-", "+")
         if entries:
-            world.forgot()
+            world.forgot(_channel_of(key))
             server.execute("XDEL", key, rng.choice(entries)[0])
 
 
@@ -160,8 +167,9 @@ async def redis_entry_gone(world: World, net: FakeRedisNet, rng: Random) -> None
 async def redis_evicts(world: World, net: FakeRedisNet, rng: Random) -> None:
     """10: keys are evicted."""
     for _ in range(rng.choice((1, 2, 5))):
-        _shared(net).evict()
-        world.forgot()
+        key = _shared(net).evict()
+        if key is not None:
+            world.forgot(_channel_of(key))
         await asyncio.sleep(rng.uniform(0, 1))
 
 

@@ -128,9 +128,9 @@ class World:
         """A call of this process was made to fail."""
         self._failed = {*self._failed, process.spec.name}
 
-    def forgot(self) -> None:
-        """The Redis that all sites share has lost something that it had."""
-        self.sites[0].history.record("fault", kind="forgot")
+    def forgot(self, channel: str = "") -> None:
+        """The Redis that all sites share has lost something that it had, of one channel or of any."""
+        self.sites[0].history.record("fault", kind="forgot", ch=channel)
 
     def violate(self, kind: str, text: str) -> None:
         """Something that the history cannot tell."""
