@@ -126,3 +126,24 @@ def test_whatever_comes_what_is_taken_has_no_hole_and_is_what_was_put(
                 assert each_first <= following <= each_through
                 following = each_through + 1
             assert last == following - 1
+
+
+def test_the_first_record_of_an_incarnation_tells_of_the_one_before_it() -> None:
+    first, second, feed = Lane("c", "o~s~0", 1, 1), Lane("c", "o~s~0", 4, 1), Feed("c")
+    assert not feed.herald(second, None)
+    assert not feed.herald(second, ("other~s~0", 1, 7))
+    assert not feed.herald(second, ("o~s~0", 4, 7))
+    assert not feed.herald(second, ("o~s~0", 1, 0)), "nothing was in it"
+    assert feed.marks == {}
+    assert feed.herald(second, ("o~s~0", 1, 7))
+    assert feed.herald(second, ("o~s~0", 1, 7)), "until somebody was told"
+    assert (feed.marks, feed.contact) == ({first: 7}, {})
+    feed.heralded.clear()
+    assert not feed.herald(second, ("o~s~0", 1, 7))
+
+
+def test_what_came_before_an_incarnation_that_was_there_at_first_is_owed_as_far_as_the_stream_has_it() -> None:
+    first, second, feed = Lane("c", "o~s~0", 1, 1), Lane("c", "o~s~0", 4, 1), Feed("c")
+    feed.contact[second] = 3
+    assert feed.herald(second, ("o~s~0", 1, 7))
+    assert feed.contact[first] == 7

@@ -26,7 +26,7 @@ from lemegeton.logs.origin import site_of
 from lemegeton.logs.redis_ears import Ears
 from lemegeton.logs.redis_entries import Keys, entry_of, lane_of, marks_of
 from lemegeton.logs.redis_feed import Feed, Shelf
-from lemegeton.logs.redis_foreign import HEARD, NEW_ENTRIES, foreign_lane, heard_lane, is_sparse, placed
+from lemegeton.logs.redis_foreign import NEW_ENTRIES, foreign_lane, heard_lane, is_heard, is_sparse, placed
 from lemegeton.logs.redis_link import Link, answered, pairs
 from lemegeton.logs.redis_scan import CALL_S, Scan
 from lemegeton.segment import NUMBER_MAX, is_origin
@@ -79,7 +79,7 @@ class RedisLog:
         for feed in self._feeds.values():
             feed.seen = False
             feed.asked.clear()
-            feed.marks = {lane: last if _is_heard(lane) else 0 for lane, last in feed.marks.items()}
+            feed.marks = {lane: last if is_heard(lane) else 0 for lane, last in feed.marks.items()}
         self._due.set()
 
     def _on_control(self, _: str, data: bytes) -> None:
@@ -108,7 +108,8 @@ class RedisLog:
             return
         if lane is None:
             return
-        if self._feed(channel).note(lane, seq) and channel not in self._rings:
+        (feed := self._feed(channel)).herald(lane, head.after)
+        if feed.note(lane, seq) and channel not in self._rings:
             self._ring_new(channel)
         self._shelf.put(lane, seq, seq, data)
         self._ring(channel, lane)
@@ -308,6 +309,7 @@ class RedisLog:
                 await self._identify()
             marks = await self._answer(self._link.call("HGETALL", self._keys.marks(channel)))
             await self._find_foreign(self._take_marks(channel, marks))
+        feed.heralded.clear()
         return sorted(feed.marks)
 
     async def span(self, lane: Lane) -> Span:
@@ -317,7 +319,7 @@ class RedisLog:
         self._check_open()
         feed = self._feed(lane.channel)
         last, contact = feed.marks.get(lane, 0), feed.contact.get(lane, 0)
-        if _is_heard(lane):
+        if is_heard(lane):
             return Span(self._shelf.first(lane) or last + 1, last, contact)
         if not contact and not is_sparse(lane):
             return Span(1, last)
@@ -337,16 +339,24 @@ class RedisLog:
         return (after, 0)
 
     async def read(self, lane: Lane, cursor: Cursor, limit: int = READ_BYTES) -> Batch:
-        """What comes behind the cursor, from doorbells or from the stream; nothing while it has to be sent again."""
+        """What comes behind the cursor; nothing while it, or an incarnation before it, has to be sent again."""
         self._check_open()
+        batch = await self._read(lane, cursor, limit)
+        first = batch.records[0] if batch.records and cursor[0] == 0 else None
+        if isinstance(first, bytes) and self._feed(lane.channel).herald(lane, head_of(first).after):
+            self._ring(lane.channel, None)
+            return Batch((), cursor)
+        return batch
+
+    async def _read(self, lane: Lane, cursor: Cursor, limit: int) -> Batch:
         after, ident = cursor
         found, last = self._shelf.take(lane, after, limit)
         feed = self._feed(lane.channel)
         if found:
             return Batch(found, (last, ident), last < feed.marks.get(lane, 0))
-        if _is_heard(lane) and (first := self._shelf.first(lane)) is not None and first > after + 1:
+        if is_heard(lane) and (first := self._shelf.first(lane)) is not None and first > after + 1:
             return Batch((Marker(GONE, after + 1, first - 1),), (first - 1, 0))  # nobody else has what was only heard
-        if feed.marks.get(lane, 0) <= after or _is_heard(lane) or not self._link.up:
+        if feed.marks.get(lane, 0) <= after or is_heard(lane) or not self._link.up:
             return Batch((), cursor)
         return await self._scan.find(feed, lane, after, ident, limit)
 
@@ -364,17 +374,15 @@ class RedisLog:
         if after is not None and (after[0], after[1]) == (lane.origin, lane.inc):
             self._feed(lane.channel).note(lane, after[2])  # where the Redis forgot it, it is asked for
             return settled >= after[2]
-        return (first is not None or (await self.span(later)).first > 1) and settled >= self._known(lane)
-
-    def _known(self, lane: Lane) -> int:
-        return self._feed(lane.channel).marks.get(lane, 0)
+        known = self._feed(lane.channel).marks.get(lane, 0)
+        return (first is not None or (await self.span(later)).first > 1) and settled >= known
 
     def is_near(self, lane: Lane) -> bool:
         return False
 
     async def vanished(self, lane: Lane) -> bool:
         """Only what an earlier process heard; of all else this Redis may have forgotten, or be out of reach."""
-        return _is_heard(lane) and lane != heard_lane(lane.channel, self._life)
+        return is_heard(lane) and lane != heard_lane(lane.channel, self._life)
 
     def close(self) -> None:
         """Have `run` return; nothing is read any more."""
@@ -390,7 +398,3 @@ class RedisLog:
     def _check_open(self) -> None:
         if self._closed:
             raise BusClosed("redis log: used after aclose")
-
-
-def _is_heard(lane: Lane) -> bool:
-    return lane.origin.startswith(HEARD)

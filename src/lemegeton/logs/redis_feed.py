@@ -130,6 +130,8 @@ class Feed:
     asked: dict[Lane, Asked] = field(default_factory=dict)
     foreign_at: bytes = b""
     """The last id behind which foreign entries were looked for."""
+    heralded: set[Lane] = field(default_factory=set)
+    """Lanes that only the first record of a later one names, and that nobody was told of yet."""
     contact: dict[Lane, int] = field(default_factory=dict)
     """The marks when this channel was first seen: a lane that is not here began later."""
     met: bool = False
@@ -143,3 +145,17 @@ class Feed:
         if known is None or seq > known:
             self.marks[lane] = seq
         return known is None
+
+    def herald(self, lane: Lane, after: tuple[str, int, int] | None) -> bool:
+        """The first record of ``lane`` says which one comes before it; true while that has yet to be told to readers.
+
+        Its sender may have died before it was relayed, and the Redis then knows only the later one."""
+        if after is None or after[0] != lane.origin or after[1] >= lane.inc or not after[2]:
+            return False
+        before = lane._replace(inc=after[1])
+        if before not in self.marks:
+            self.marks[before] = after[2]
+            self.heralded.add(before)
+            if lane in self.contact:  # both were there before us: what came before is owed as far as the stream has it
+                self.contact[before] = after[2]
+        return before in self.heralded

@@ -72,3 +72,8 @@ def placed(wire: bytes, lane: Lane, seq: int, bytes_max: int) -> bytes:
     ).encode()
     # The last of two fields of one name counts, so what the sender said of a place that it does not have does no harm.
     return b'%b%b,"origin":"%b","inc":1,"seq":%d}' % (wire.rstrip()[:-1], made, lane.origin.encode(), seq)
+
+
+def is_heard(lane: Lane) -> bool:
+    """True for a lane of what some other program published and this process only heard."""
+    return lane.origin.startswith(HEARD)

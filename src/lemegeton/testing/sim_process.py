@@ -310,6 +310,8 @@ class Life:
                     self.record("reg", sub=sub.name, ch=channel)
 
     async def _handle(self, sub: SubSpec, shown: str, message: Message) -> None:
+        if self.gate.dead:  # in the very step in which another handler was killed
+            await _for_ever()
         if message.channel.startswith(OWN):
             return
         trap, value = self._trap()
