@@ -32,6 +32,8 @@ POLL_SHARE = 10
 BATCHES_A_TURN = 8
 """How many batches a chain may handle before the next chain has its turn."""
 STALL_RETRY_S = 1.0
+DOUBT = 2**62
+"""Added to an intent: everything that its lane has when it is reached is in doubt.  No sequence comes near it."""
 SEEKS_MAX = 3
 """How often one read looks for its place again when records are removed under it."""
 
@@ -64,8 +66,6 @@ class Delivery:
         self._from_contact = ephemeral and start == "new"
         self._flag_all = flag_all
         self._rebooted = rebooted
-        self._unsure: set[Lane] = set()
-        """Lanes with marks of another boot: what they say may be older than what was handled, whenever a lane is reached."""
         self._poll_s = poll_s
         self._chains: dict[Chain, ChainState] = {}
         self._newest: dict[Lane, ChainState] = {}
@@ -88,8 +88,8 @@ class Delivery:
         for lane in self._marks.lanes():
             if await self._log.vanished(lane):
                 self._marks.drop(lane)
-        if self._flag_all:
-            self._unsure.update(self._marks.lanes())
+        for lane in self._marks.lanes() if self._flag_all else ():
+            self._doubt(lane)
         globs = [pattern for pattern in self._patterns if is_glob(pattern)]
         if globs:
             self._silences.append(self._log.listen_new(globs, self._on_channel))
@@ -148,11 +148,18 @@ class Delivery:
             self._newest.pop(lane._replace(inc=last), None)
             self._newest[lane] = chain
 
+    def _doubt(self, lane: Lane) -> None:
+        """Its marks are of another boot and may be older than what was handled: kept with them until it is reached."""
+        row = self._marks.find(lane)
+        assert row is not None, "it is one of those that have marks"
+        at = settled_at(row) + 1
+        self._marks.cells[at] = self._marks.cells[at] % DOUBT + DOUBT
+
     async def _begin(self, lane: Lane, start: str) -> LanePlace:
         """Where to begin in a lane: behind what is settled, or where ``start`` says."""
         row = self._marks.find(lane)
         # One that was hidden when this boot began: the marks that said what was handled of it are lost.
-        doubtful = self._flag_all or lane in self._unsure or (
+        doubtful = self._flag_all or (row is not None and self._marks.cells[settled_at(row) + 1] >= DOUBT) or (
             row is None and self._known(lane.channel)
             and (await self._log.of_earlier_boot(lane) or (self._rebooted and not self._log.is_near(lane))))
         span = await self._log.span(lane) if row is None or doubtful else None
@@ -160,7 +167,7 @@ class Delivery:
             assert span is not None
             row = self._marks.add(lane, self._first_settled(span, start, self._known(lane.channel)))
         cells = self._marks.cells
-        settled, intent = cells[settled_at(row)], cells[settled_at(row) + 1]
+        settled, intent = cells[settled_at(row)], cells[settled_at(row) + 1] % DOUBT
         flagged = max(intent, span.last if span is not None and doubtful else 0)
         cells[settled_at(row) + 1] = flagged  # kept: this process may die before it comes to the last of them
         return LanePlace(lane, row, settled + 1, flagged)

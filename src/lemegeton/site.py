@@ -135,7 +135,7 @@ class FileSite:
         matchers = [compile_glob(pattern) for pattern in previous.patterns] if previous else []
         damaged = previous is None and not checkpoint.new
         flag_all = damaged or (previous is not None and previous.boot_id != self._runtime.boot_id)
-        rebooted = flag_all or (previous is not None and previous.rebooted)
+        rebooted = previous is not None and (previous.boot_id != self._runtime.boot_id or previous.rebooted)
         return Memory(checkpoint, IdWindow(fs, checkpoint.ids_path),
                       lambda channel: damaged or any(matches(channel) for matches in matchers), flag_all, rebooted,
                       lambda: self._begun(checkpoint, msgspec.structs.replace(header, rebooted=rebooted)))

@@ -18,7 +18,7 @@ from typing import Any
 
 from lemegeton.channels import check_channel
 from lemegeton.codec import Head, head_of
-from lemegeton.errors import BusClosed, InvalidMessage, LogError, RedisRefused
+from lemegeton.errors import BusClosed, InvalidMessage, LogError, RedisLost, RedisRefused
 from lemegeton.events import Observer, Refused
 from lemegeton.lane import Lane
 from lemegeton.logs.base import GONE, READ_BYTES, Batch, Cursor, Marker, Placed, Position, Ring, Span
@@ -84,12 +84,10 @@ class RedisLog:
 
     def _on_control(self, _: str, data: bytes) -> None:
         word, _, channel = data.decode("utf-8", "replace").partition(" ")
-        if word != "n":
-            return
-        if channel in self._rings:
+        if word == "n" and channel in self._rings:
             self._looking.add(channel)
             self._due.set()
-        else:
+        elif word == "n":
             self._ring_new(channel)
 
     def _ring_new(self, channel: str) -> None:
@@ -321,6 +319,8 @@ class RedisLog:
         last, contact = feed.marks.get(lane, 0), feed.contact.get(lane, 0)
         if is_heard(lane):
             return Span(self._shelf.first(lane) or last + 1, last, contact)
+        if not feed.seen:
+            raise RedisLost(f"redis ({self._link.name}): {lane} was not looked at since it came up", definite=True)
         if not contact and not is_sparse(lane):
             return Span(1, last)
         if last:
