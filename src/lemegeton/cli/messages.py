@@ -11,7 +11,7 @@ import click
 
 from lemegeton.bus import Ack, MessageBus
 from lemegeton.channels import check_channel
-from lemegeton.cli.causes import Why
+from lemegeton.cli.causes import Why, warn
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage, LogError, NotReached
@@ -154,6 +154,7 @@ def sub(
     """
     # Not the name of `pub`: a subscriber that had to write would keep every `pub` waiting for the origin.
     bus = MessageBus(name or "cli-sub", home=options.home, drain_timeout=PRINT_DRAIN_S)
+    warn(bus)
     run(_print(bus, channels, name, start, Printer(count), timeout))
 
 
