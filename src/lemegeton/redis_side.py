@@ -32,6 +32,7 @@ from lemegeton.relay import Relay, Told
 from lemegeton.relaying import Accepted, Relaying, open_marks
 from lemegeton.resending import taken_of
 from lemegeton.seams import Runtime
+from lemegeton.within import within
 
 FIRST_TRY_S = 2.0
 """How long `start` waits for the first attempt to connect, so that a bus usually begins in the mode it will stay in."""
@@ -134,7 +135,7 @@ class RedisSide:
                       self._keep_local):
             group.create_task(serve())
         with suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_TRY_S):
+            async with within(FIRST_TRY_S):
                 await self.link.tried()
 
     async def _keep_local(self) -> None:
@@ -181,7 +182,7 @@ class RedisSide:
 
     async def _pause(self, seconds: float | None) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 await self._closing.wait()
 
     async def reach(self, position: Position, level: str) -> None:
@@ -201,7 +202,7 @@ class RedisSide:
         """Give the relay a moment; false if the shared Redis still lacks something of ours."""
         if not self._relaying.idle:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LEAVE_S):
+                async with within(LEAVE_S):
                     while not self._relaying.idle:
                         await asyncio.sleep(0.005)
         return self._relaying.idle

@@ -16,6 +16,7 @@ from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage, LogError, NotReached
 from lemegeton.message import Message, MessagePriority, Receipt
+from lemegeton.within import within
 
 ORIGIN_WAIT_S = 5.0
 """How long `pub` waits for its name's origin, so that a thousand of them write one log."""
@@ -166,7 +167,7 @@ async def _print(
         subscription = await bus.subscribe(channels, printer.handle, start=start, durable=name, concurrency=1)
         printer.end = lambda: bus.unsubscribe(subscription)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 await printer.ended.wait()
         except TimeoutError:
             raise Ended(TIMED_OUT, f"{printer.printed} messages within {timeout_s} s") from None
