@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,39 @@ def percentiles(latencies_ns: Sequence[int]) -> dict[str, float]:
     if not counted:
         return {}
     return {"p50": counted[len(counted) // 2] / 1000, "p99": counted[len(counted) * 99 // 100] / 1000}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a peer is given: so many messages, and so many a second (0: as fast as it goes)."""
+
+    count: int
+    hz: float = 0.0
+
+
+class Handled:
+    """The handler of a peer: counts, and where messages come at a pace takes the time of each."""
+
+    def __init__(self, work: Work) -> None:
+        self._left = work.count
+        self._paced = bool(work.hz)
+        self._latencies: list[int] = []
+
+    def __call__(self, message: dict[str, str]) -> None:
+        """One message."""
+        stamp = int(message["t"][:STAMP_CHARS])
+        if self._paced:
+            self._latencies.append(time.perf_counter_ns() - stamp)
+        self._left -= 1
+
+    @property
+    def done(self) -> bool:
+        """True behind the last one."""
+        return self._left <= 0
+
+    def tell(self) -> None:
+        """That it was the last one."""
+        tell(ended=time.perf_counter_ns(), **percentiles(self._latencies))
 
 
 def tell(**answer: Any) -> None:

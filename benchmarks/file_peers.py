@@ -1,6 +1,7 @@
 """Peers on files: the same payload from one process to a handler in another, as their own documentation says.
 
-Each is as durable as it is by itself: every one of them survives a kill of its processes, none syncs at every message.
+Each is as durable as it is by itself: every one of them survives a kill of its processes.  persist-queue and huey leave
+SQLite's ``synchronous`` as it is, so that each of their commits waits for the disk; the others wait for no disk.
 Where a peer has nothing to wait on, its reader asks again after `POLL_S`.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import leave, payload, ready, spec, tell
+from common import Handled, Work, leave, payload, ready, spec, tell, wait_until
 from raw import database
 
 POLL_S = 0.0005
@@ -20,63 +21,47 @@ BATCH = 64
 QUEUE = "load-0"
 
 
-class Handler:
-    """Counts what it is called with."""
-
-    def __init__(self, count: int) -> None:
-        self._left = count
-
-    def __call__(self, message: dict[str, str]) -> None:
-        """One message."""
-        assert message["t"]
-        self._left -= 1
-
-    @property
-    def done(self) -> bool:
-        """True behind the last one."""
-        return self._left <= 0
-
-
-def timed(publish: Callable[[], Any], count: int) -> None:
+def timed(publish: Callable[[], Any], work: Work) -> None:
     """Publish one after the other."""
     ready()
     begun = time.perf_counter_ns()
-    for _ in range(count):
+    for n in range(work.count):
+        if work.hz:
+            wait_until(begun + int(n * 1e9 / work.hz))
         publish()
     tell(begun=begun, ended=time.perf_counter_ns())
 
 
-def polled(take: Callable[[Handler], bool], count: int) -> None:
-    """Call the handler with what there is until there were ``count``."""
-    handler = Handler(count)
+def polled(take: Callable[[Handled], bool], handler: Handled) -> None:
+    """Call the handler with what there is until there was all."""
     ready()
     while not handler.done:
         if not take(handler):
             time.sleep(POLL_S)
-    tell(ended=time.perf_counter_ns())
+    handler.tell()
 
 
 # ── SQLite, 64 rows a commit ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def sqlite_publish(path: str, count: int) -> None:
+def sqlite_publish(path: str, work: Work) -> None:
     """By hand: WAL, ``synchronous=NORMAL``."""
     db = database(f"{path}/log.db")
     ready()
     begun = time.perf_counter_ns()
-    for at in range(0, count, BATCH):
-        rows = [(json.dumps(payload()).encode(),) for _ in range(min(BATCH, count - at))]
+    for at in range(0, work.count, BATCH):
+        rows = [(json.dumps(payload()).encode(),) for _ in range(min(BATCH, work.count - at))]
         with db:
             db.execute("BEGIN")
             db.executemany("INSERT INTO messages (line) VALUES (?)", rows)
     tell(begun=begun, ended=time.perf_counter_ns())
 
 
-def sqlite_subscribe(path: str, count: int) -> None:
+def sqlite_subscribe(path: str, work: Work) -> None:
     """Rows behind the last one."""
     db, last = database(f"{path}/log.db"), 0
 
-    def take(handler: Handler) -> bool:
+    def take(handler: Handled) -> bool:
         nonlocal last
         rows = db.execute("SELECT id, line FROM messages WHERE id > ? ORDER BY id LIMIT 1000", (last,)).fetchall()
         for _, line in rows:
@@ -84,7 +69,7 @@ def sqlite_subscribe(path: str, count: int) -> None:
         last = rows[-1][0] if rows else last
         return bool(rows)
 
-    polled(take, count)
+    polled(take, Handled(work))
 
 
 # ── Kombu ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -98,17 +83,17 @@ def _kombu(path: str) -> tuple[Any, Any]:
     return connection, Queue(QUEUE, Exchange(QUEUE, "direct"), QUEUE)
 
 
-def kombu_publish(path: str, count: int) -> None:
+def kombu_publish(path: str, work: Work) -> None:
     """Its producer."""
     connection, queue = _kombu(path)
     producer = connection.Producer()
-    timed(lambda: producer.publish(payload(), exchange=queue.exchange, routing_key=QUEUE, declare=[queue]), count)
+    timed(lambda: producer.publish(payload(), exchange=queue.exchange, routing_key=QUEUE, declare=[queue]), work)
 
 
-def kombu_subscribe(path: str, count: int) -> None:
+def kombu_subscribe(path: str, work: Work) -> None:
     """Its consumer, each message acknowledged."""
     connection, queue = _kombu(path)
-    handler = Handler(count)
+    handler = Handled(work)
 
     def handle(body: dict[str, str], message: Any) -> None:
         handler(body)
@@ -118,27 +103,27 @@ def kombu_subscribe(path: str, count: int) -> None:
         ready()
         while not handler.done:
             connection.drain_events()
-    tell(ended=time.perf_counter_ns())
+    handler.tell()
 
 
 # ── dirq, persist-queue, litequeue, huey ─────────────────────────────────────────────────────────────────────────────
 
 
-def dirq_publish(path: str, count: int) -> None:
+def dirq_publish(path: str, work: Work) -> None:
     """A file a message."""
     from dirq.QueueSimple import QueueSimple
 
     queue = QueueSimple(f"{path}/dirq")
-    timed(lambda: queue.add(json.dumps(payload())), count)
+    timed(lambda: queue.add(json.dumps(payload())), work)
 
 
-def dirq_subscribe(path: str, count: int) -> None:
+def dirq_subscribe(path: str, work: Work) -> None:
     """Lock, get, remove."""
     from dirq.QueueSimple import QueueSimple
 
     queue = QueueSimple(f"{path}/dirq")
 
-    def take(handler: Handler) -> bool:
+    def take(handler: Handled) -> bool:
         name, took = queue.first(), False
         while name:
             if queue.lock(name):
@@ -148,7 +133,7 @@ def dirq_subscribe(path: str, count: int) -> None:
             name = queue.next()
         return took
 
-    polled(take, count)
+    polled(take, Handled(work))
 
 
 def _persist_queue(path: str) -> Any:
@@ -158,19 +143,19 @@ def _persist_queue(path: str) -> Any:
     return SQLiteAckQueue(path, multithreading=True, auto_commit=True, serializer=serializer)
 
 
-def persist_queue_publish(path: str, count: int) -> None:
+def persist_queue_publish(path: str, work: Work) -> None:
     """Its queue on SQLite."""
     queue = _persist_queue(path)
-    timed(lambda: queue.put(payload()), count)
+    timed(lambda: queue.put(payload()), work)
 
 
-def persist_queue_subscribe(path: str, count: int) -> None:
+def persist_queue_subscribe(path: str, work: Work) -> None:
     """Its queue with acknowledgements."""
     from persistqueue import Empty
 
     queue = _persist_queue(path)
 
-    def take(handler: Handler) -> bool:
+    def take(handler: Handled) -> bool:
         try:
             message = queue.get(block=False)
         except Empty:
@@ -179,24 +164,24 @@ def persist_queue_subscribe(path: str, count: int) -> None:
         queue.ack(message)
         return True
 
-    polled(take, count)
+    polled(take, Handled(work))
 
 
-def litequeue_publish(path: str, count: int) -> None:
+def litequeue_publish(path: str, work: Work) -> None:
     """A row a message."""
     from litequeue import LiteQueue
 
     queue = LiteQueue(f"{path}/queue.db")
-    timed(lambda: queue.put(json.dumps(payload())), count)
+    timed(lambda: queue.put(json.dumps(payload())), work)
 
 
-def litequeue_subscribe(path: str, count: int) -> None:
+def litequeue_subscribe(path: str, work: Work) -> None:
     """Pop, then done."""
     from litequeue import LiteQueue
 
     queue = LiteQueue(f"{path}/queue.db")
 
-    def take(handler: Handler) -> bool:
+    def take(handler: Handled) -> bool:
         message = queue.pop()
         if message is None:
             return False
@@ -204,45 +189,41 @@ def litequeue_subscribe(path: str, count: int) -> None:
         queue.done(message.message_id)
         return True
 
-    polled(take, count)
+    polled(take, Handled(work))
 
 
-def _huey(path: str, handler: Handler) -> tuple[Any, Any]:
+def _huey(path: str, handler: Handled) -> tuple[Any, Any]:
     from huey import SqliteHuey
 
     huey = SqliteHuey(filename=f"{path}/huey.db", results=False)
     return huey, huey.task(name="handle")(handler.__call__)
 
 
-def huey_publish(path: str, count: int) -> None:
+def huey_publish(path: str, work: Work) -> None:
     """A task a message."""
-    _, task = _huey(path, Handler(count))
-    timed(lambda: task(payload()), count)
+    _, task = _huey(path, Handled(work))
+    timed(lambda: task(payload()), work)
 
 
-def huey_subscribe(path: str, count: int) -> None:
+def huey_subscribe(path: str, work: Work) -> None:
     """What its worker does, without waiting between two tasks."""
-    called = Handler(count)
+    called = Handled(work)
     huey, _ = _huey(path, called)
 
-    def take(_: Handler) -> bool:
+    def take(_: Handled) -> bool:
         task = huey.dequeue()
         if task is not None:
             huey.execute(task)
         return task is not None
 
-    ready()
-    while not called.done:
-        if not take(called):
-            time.sleep(POLL_S)
-    tell(ended=time.perf_counter_ns())
+    polled(take, called)
 
 
-ROLES: dict[str, Callable[[str, int], None]] = {
+ROLES: dict[str, Callable[[str, Work], None]] = {
     name: role for name, role in list(globals().items()) if name.endswith(("_publish", "_subscribe"))}
 
 if __name__ == "__main__":
     given = spec()
     Path(given["path"]).mkdir(exist_ok=True)
-    ROLES[given["role"]](given["path"], given["count"])
+    ROLES[given["role"]](given["path"], Work(given["count"], given["hz"]))
     leave()

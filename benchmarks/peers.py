@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from figures import Row, spread
 from raw import database
 from redis_figures import redis_server
-from stand import LOOK_AGAIN_S, Role, directory, median, pair, rate
+from stand import LOOK_AGAIN_S, Role, Samples, alone, directory, median, pair, rate
 
 READY_S = 10.0
 COUNT = 5000
@@ -29,6 +30,9 @@ FILE_BAR = 3.0
 REDIS = "a Redis"
 ROUNDS = 3
 HOST = "127.0.0.1"
+HZ, PACED_S = 500, 2.0
+FILES, SITES = "ours, one site", "ours, two sites"
+AWAITED, LATENCY = "each publish awaited, msg/s", f"latency at {HZ} msg/s, {{part}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,12 @@ class Peer:
     note: str = ""
     after: bool = False
     """Its reader begins when its writer has ended; the rate counts the time of both."""
+    paced: bool = True
+    """Its latency is measured: it takes one message at a time, while its reader reads."""
     bar: float = 0.0
-    """How many times its rate ours has to be; 0: none, for it promises less or does not wait for each message."""
+    """How many times its rate ours through files has to be; 0: none, for its promises are others or it does not wait."""
+    redis_bar: float = 0.0
+    """The same for ours from site to site."""
 
     def lacks(self) -> str:
         """What is not here; empty if all is."""
@@ -54,30 +62,32 @@ class Peer:
         return "" if here else self.server
 
 
-def _files(name: str, package: str, role: str, note: str, *, after: bool = False, bar: float = FILE_BAR) -> Peer:
-    return Peer(name, package, f"{role}_publish", f"{role}_subscribe", "", note, after, bar)
+def _files(name: str, package: str, role: str, note: str, **more: Any) -> Peer:
+    return Peer(name, package, f"{role}_publish", f"{role}_subscribe", "", note, **more)
+
+
+def _server(name: str, package: str, role: str, server: str, note: str, **more: Any) -> Peer:
+    return Peer(name, package, f"{role}_publish", f"{more.pop('reader', role)}_subscribe", server, note, **more)
 
 
 FILE_PEERS = (
-    _files("SQLite, 64 rows a commit", "", "sqlite", "WAL, NORMAL", bar=0.0),
+    _files("SQLite, 64 rows a commit", "", "sqlite", "WAL, NORMAL", paced=False),
     _files("Kombu, filesystem", "kombu", "kombu",
-           "reader after writer: beside it, it reads half-written files and fails", after=True),
-    _files("dirq", "dirq", "dirq", "a file a message"),
-    _files("persist-queue", "persistqueue", "persist_queue", "SQLite, acknowledged"),
-    _files("litequeue", "litequeue", "litequeue", "SQLite, done after the handler"),
-    _files("huey", "huey", "huey", "SQLite, a task a message"),
+           "reader after writer: beside it, it reads half-written files and fails", after=True, paced=False, bar=FILE_BAR),
+    _files("dirq", "dirq", "dirq", "a file a message", bar=FILE_BAR),
+    _files("litequeue", "litequeue", "litequeue", "SQLite, NORMAL, done after the handler", bar=FILE_BAR),
+    _files("persist-queue", "persistqueue", "persist_queue", "SQLite, acknowledged, each commit waits for the disk"),
+    _files("huey", "huey", "huey", "SQLite, a task a message, each commit waits for the disk"),
 )
 SERVER_PEERS = (
-    Peer("NATS core", "nats", "nats_publish", "nats_subscribe", "nats-server", "nothing is kept"),
-    Peer("JetStream", "nats", "jetstream_publish", "jetstream_subscribe", "nats-server",
-         "on files, each awaited", bar=20.0),
-    Peer("JetStream, 256 outstanding", "nats", "jetstream_outstanding_publish", "jetstream_subscribe", "nats-server",
-         "on files", bar=3.0),
-    Peer("MQTT, QoS 1", "aiomqtt", "mqtt_publish", "mqtt_subscribe", "mosquitto", "session kept in memory, each awaited"),
-    Peer("Kombu, Redis", "kombu", "kombu_publish", "kombu_subscribe", REDIS, "acknowledged"),
-    Peer("taskiq, Redis streams", "taskiq_redis", "taskiq_publish", "taskiq_subscribe", REDIS,
-         "acknowledged, a task a message"),
-    Peer("ZeroMQ over ipc", "zmq", "zeromq_publish", "zeromq_subscribe", "", "no broker, nothing is kept"),
+    _server("NATS core", "nats", "nats", "nats-server", "nothing is kept, nothing awaited"),
+    _server("JetStream", "nats", "jetstream", "nats-server", "on files, each awaited", bar=20.0, redis_bar=10.0),
+    _server("JetStream, 256 outstanding", "nats", "jetstream_outstanding", "nats-server", "on files", reader="jetstream",
+            paced=False, bar=3.0),
+    _server("MQTT, QoS 1", "aiomqtt", "mqtt", "mosquitto", "session kept in memory, each awaited"),
+    _server("Kombu, Redis", "kombu", "kombu", REDIS, "acknowledged"),
+    _server("taskiq, Redis streams", "taskiq_redis", "taskiq", REDIS, "acknowledged, a task a message"),
+    _server("ZeroMQ over ipc", "zmq", "zeromq", "", "no broker, nothing is kept"),
 )
 PEERS = (*FILE_PEERS, *SERVER_PEERS)
 
@@ -141,71 +151,97 @@ def _wait_for(port: int) -> None:
 # ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(peer: Peer, root: Path, count: int) -> float:
-    """Messages a second, from the first publish to the last handler."""
-    with directory(root) as path:
-        if peer in SERVER_PEERS:
-            with served(peer.server, path) as place:
-                reader = Role("server_peers.py", peer.reader, place=place, count=count)
-                read, wrote = pair(reader, Role("server_peers.py", peer.writer, place=place, count=count))
-            return rate(count, wrote["begun"], read["ended"])
-        database(f"{path}/log.db").close()
-        if peer.after:
-            return _one_after_the_other(peer, path, count)
-        reader = Role("file_peers.py", peer.reader, path=str(path), count=count)
-        read, wrote = pair(reader, Role("file_peers.py", peer.writer, path=str(path), count=count))
-        return rate(count, wrote["begun"], read["ended"])
+@dataclass(slots=True)
+class Compared:
+    """Runs ours and every peer round by round and keeps what they gave."""
+
+    root: Path
+    samples: dict[str, Samples] = field(default_factory=dict)
+    absent: dict[Peer, str] = field(default_factory=dict)
+
+    def round(self, count: int, ours_count: int, paced_s: float) -> None:
+        """Ours through files, ours through a Redis, every peer."""
+        paced = int(HZ * paced_s)
+        for side, redis in ((FILES, False), (SITES, True)):
+            if redis and redis_server() is None:
+                continue
+            self._ours(side, ours_count, redis)
+            self._ours(side, paced, redis, rate=HZ)
+        for peer in PEERS:
+            if peer not in self.absent:
+                self._peer(peer, count, paced)
+
+    def _ours(self, side: str, count: int, redis: bool, **more: Any) -> None:
+        with directory(self.root) as path, served(REDIS if redis else "", path) as place:
+            url, homes = (str(place), "ab") if redis else ("", "aa")
+            reader = Role("ours.py", "subscribe", home=f"{path}/{homes[1]}", url=url, count=count, latency=bool(more))
+            writer = Role("ours.py", "publish", home=f"{path}/{homes[0]}", url=url, count=count, **more)
+            self._add(side, count, *pair(reader, writer))
+
+    def _peer(self, peer: Peer, count: int, paced: int) -> None:
+        """What fails once is not tried again; the report says how it failed."""
+        try:
+            self._run(peer, count, 0)
+            if peer.paced:
+                self._run(peer, paced, HZ)
+        except RuntimeError as error:
+            self.absent[peer] = f"{peer.name} ({error})"
+
+    def _run(self, peer: Peer, count: int, hz: int) -> None:
+        with directory(self.root) as path, served(peer.server, path) as place:
+            script, where = "server_peers.py", {"place": place}
+            if peer in FILE_PEERS:
+                script, where = "file_peers.py", {"path": str(path)}
+                database(f"{path}/log.db").close()
+            reader = Role(script, peer.reader, count=count, hz=hz, **where)
+            writer = Role(script, peer.writer, count=count, hz=hz, **where)
+            self._add(peer.name, count, *(_one_after_the_other if peer.after else pair)(reader, writer))
+
+    def _add(self, side: str, count: int, read: dict[str, Any], wrote: dict[str, Any]) -> None:
+        if "p50" in read:
+            for part in ("p50", "p99"):
+                self.samples.setdefault(LATENCY.format(part=part), Samples()).add(side, read[part])
+        else:
+            self.samples.setdefault(AWAITED, Samples()).add(side, rate(count, wrote["begun"], read["ended"]))
+
+    def rows(self) -> list[Row]:
+        """A row for each figure and peer: ours through files, for a server ours from site to site as well."""
+        return [self._row(figure, side, peer, samples.sides) for figure, samples in self.samples.items() for peer in PEERS
+                for side in (FILES, SITES) if side in samples.sides and peer.name in samples.sides and _beside(side, peer)]
+
+    def _row(self, figure: str, side: str, peer: Peer, sides: dict[str, list[float]]) -> Row:
+        ours, other, unit = sides[side], sides[peer.name], "" if figure == AWAITED else " µs"
+        ratio = median(ours) / median(other)
+        bar = 0.0 if figure != AWAITED else peer.bar if side == FILES else peer.redis_bar
+        return Row(figure, f"{side}: {spread(ours, unit)}", f"{peer.name} ({peer.note}): {spread(other, unit)}",
+                   f"{ratio:.2f}", f"≥ {bar}" if bar else "–", ratio >= bar if bar else None)
 
 
-def _one_after_the_other(peer: Peer, path: Path, count: int) -> float:
-    writer = Role("file_peers.py", peer.writer, path=str(path), count=count)
-    try:
-        writer.hear()
-        writer.go()
-        wrote = writer.hear()
-    finally:
-        writer.end()
-    reader = Role("file_peers.py", peer.reader, path=str(path), count=count)
+def _beside(side: str, peer: Peer) -> bool:
+    """A peer on our own Redis stands beside ours through that alone."""
+    return peer.server != REDIS if side == FILES else bool(peer.server)
+
+
+def _one_after_the_other(reader: Role, writer: Role) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The reader's time counts from the end of the writer's."""
+    wrote = alone(writer)
     try:
         reader.hear()
         begun = time.perf_counter_ns()
         reader.go()
-        return count / ((wrote["ended"] - wrote["begun"] + reader.hear()["ended"] - begun) / 1e9)
+        took = reader.hear()["ended"] - begun
     finally:
         reader.end()
+    return {"ended": wrote["ended"] + took}, wrote
 
 
-def measure_ours(root: Path, count: int) -> float:
-    """The same work by us, each publish awaited: durable, through files."""
-    with directory(root) as path:
-        reader = Role("ours.py", "subscribe", home=str(path), count=count, patterns=("load-0",))
-        read, wrote = pair(reader, Role("ours.py", "publish", home=str(path), count=count))
-        return rate(count, wrote["begun"], read["ended"])
-
-
-def compared(root: Path, rounds: int, count: int, ours_count: int) -> tuple[list[Row], list[str]]:
-    """A row for each peer, and what is missing or failed, in words.  All take turns."""
-    ours: list[float] = []
-    found: dict[Peer, list[float]] = {}
-    absent = {peer: f"{peer.name} ({lack} is not here)" for peer in PEERS if (lack := peer.lacks())}
+def compared(root: Path, rounds: int, count: int, ours_count: int, paced_s: float) -> tuple[list[Row], list[str]]:
+    """A row for each figure and peer, and what is missing or failed, in words.  All take turns."""
+    found = Compared(root, absent={peer: f"{peer.name} ({lack} is not here)" for peer in PEERS if (lack := peer.lacks())})
     for number in range(rounds):
-        ours.append(measure_ours(root, ours_count))
-        for peer in PEERS:
-            if peer in absent:
-                continue
-            try:
-                found.setdefault(peer, []).append(measure(peer, root, count))
-            except RuntimeError as error:
-                absent[peer] = f"{peer.name} ({error})"
+        found.round(count, ours_count, paced_s)
         print(f"peers: round {number + 1} of {rounds}", flush=True)
-    return [_row(peer, ours, values) for peer, values in found.items() if peer not in absent], list(absent.values())
-
-
-def _row(peer: Peer, ours: list[float], values: list[float]) -> Row:
-    ratio = median(ours) / median(values)
-    other = f"{peer.name} ({peer.note}): {spread(values, '')}"
-    return Row("each publish awaited, msg/s", spread(ours, ""), other, f"{ratio:.2f}",
-               f"≥ {peer.bar}" if peer.bar else "–", ratio >= peer.bar if peer.bar else None)
+    return found.rows(), list(found.absent.values())
 
 
 def main() -> None:
@@ -216,11 +252,11 @@ def main() -> None:
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="lemegeton-peers-"))
     try:
-        rows, absent = compared(root, given.rounds, given.count, OURS_COUNT)
+        rows, absent = compared(root, given.rounds, given.count, OURS_COUNT, PACED_S)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     for row in rows:
-        print(f"{row.other}   ours {row.ours}   ratio {row.ratio}, bar {row.bar}")
+        print(f"{row.figure}: {row.ours}   {row.other}   ratio {row.ratio}, bar {row.bar}")
     print("missing:", ", ".join(absent) or "none")
 
 

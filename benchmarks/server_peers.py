@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from common import leave, payload, ready, spec, tell
+from common import Handled, Work, leave, paced, payload, ready, spec, tell
 
 SUBJECT = "load.0"
 OUTSTANDING = 256
@@ -22,11 +22,13 @@ def encoded() -> bytes:
     return json.dumps(payload()).encode()
 
 
-async def timed(publish: Callable[[], Awaitable[Any]], count: int, flush: Callable[[], Awaitable[Any]] | None = None) -> None:
+async def timed(publish: Callable[[], Awaitable[Any]], work: Work, flush: Callable[[], Awaitable[Any]] | None = None) -> None:
     """Publish one after the other, each awaited."""
     ready()
     begun = time.perf_counter_ns()
-    for _ in range(count):
+    for n in range(work.count):
+        if work.hz:
+            await paced(begun + int(n * 1e9 / work.hz))
         await publish()
     if flush is not None:
         await flush()
@@ -34,41 +36,41 @@ async def timed(publish: Callable[[], Awaitable[Any]], count: int, flush: Callab
 
 
 class Handler:
-    """Counts what it is called with."""
+    """The handler of a callback that is given bytes."""
 
-    def __init__(self, count: int) -> None:
-        self._left = count
-        self._done = asyncio.get_running_loop().create_future()
+    def __init__(self, work: Work) -> None:
+        self._handled = Handled(work)
+        self._done = asyncio.Event()
 
     def __call__(self, data: bytes) -> None:
         """One message."""
-        assert json.loads(data)["t"]
-        self._left -= 1
-        if not self._left:
-            self._done.set_result(time.perf_counter_ns())
+        self._handled(json.loads(data))
+        if self._handled.done and not self._done.is_set():
+            self._handled.tell()
+            self._done.set()
 
     async def ended(self) -> None:
-        """Wait for the last one."""
+        """Begin, and wait for the last one."""
         ready()
-        tell(ended=await self._done)
+        await self._done.wait()
 
 
 # ── NATS ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def nats_publish(place: str, count: int) -> None:
+async def nats_publish(place: str, work: Work) -> None:
     """Nothing is kept."""
     import nats
 
     client = await nats.connect(place)
-    await timed(lambda: client.publish(SUBJECT, encoded()), count, client.flush)
+    await timed(lambda: client.publish(SUBJECT, encoded()), work, client.flush)
 
 
-async def nats_subscribe(place: str, count: int) -> None:
+async def nats_subscribe(place: str, work: Work) -> None:
     """A callback."""
     import nats
 
-    handler = Handler(count)
+    handler = Handler(work)
 
     async def handle(message: Any) -> None:
         handler(message.data)
@@ -87,13 +89,13 @@ async def _jetstream(place: str) -> Any:
     return stream
 
 
-async def jetstream_publish(place: str, count: int) -> None:
+async def jetstream_publish(place: str, work: Work) -> None:
     """Each waits for the server's acknowledgement."""
     stream = await _jetstream(place)
-    await timed(lambda: stream.publish(SUBJECT, encoded()), count)
+    await timed(lambda: stream.publish(SUBJECT, encoded()), work)
 
 
-async def jetstream_outstanding_publish(place: str, count: int) -> None:
+async def jetstream_outstanding_publish(place: str, work: Work) -> None:
     """So many wait at a time."""
     stream = await _jetstream(place)
 
@@ -103,13 +105,13 @@ async def jetstream_outstanding_publish(place: str, count: int) -> None:
 
     ready()
     begun = time.perf_counter_ns()
-    await asyncio.gather(*[some(count // OUTSTANDING + (n < count % OUTSTANDING)) for n in range(OUTSTANDING)])
+    await asyncio.gather(*[some(work.count // OUTSTANDING + (n < work.count % OUTSTANDING)) for n in range(OUTSTANDING)])
     tell(begun=begun, ended=time.perf_counter_ns())
 
 
-async def jetstream_subscribe(place: str, count: int) -> None:
+async def jetstream_subscribe(place: str, work: Work) -> None:
     """A durable consumer that acknowledges each."""
-    stream, handler = await _jetstream(place), Handler(count)
+    stream, handler = await _jetstream(place), Handler(work)
 
     async def handle(message: Any) -> None:
         handler(message.data)
@@ -122,19 +124,19 @@ async def jetstream_subscribe(place: str, count: int) -> None:
 # ── MQTT, ZeroMQ ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def mqtt_publish(place: int, count: int) -> None:
+async def mqtt_publish(place: int, work: Work) -> None:
     """QoS 1, awaited."""
     import aiomqtt
 
     async with aiomqtt.Client("127.0.0.1", place) as client:
-        await timed(lambda: client.publish(SUBJECT, encoded(), qos=1), count)
+        await timed(lambda: client.publish(SUBJECT, encoded(), qos=1), work)
 
 
-async def mqtt_subscribe(place: int, count: int) -> None:
+async def mqtt_subscribe(place: int, work: Work) -> None:
     """QoS 1, a session that is kept."""
     import aiomqtt
 
-    handler = Handler(count)
+    handler = Handler(work)
     async with aiomqtt.Client("127.0.0.1", place, identifier="reader", clean_session=False) as client:
         await client.subscribe(SUBJECT, qos=1)
 
@@ -147,24 +149,24 @@ async def mqtt_subscribe(place: int, count: int) -> None:
         listening.cancel()
 
 
-async def zeromq_publish(place: str, count: int) -> None:
+async def zeromq_publish(place: str, work: Work) -> None:
     """No broker, nothing is kept: the bound of a socket between two processes."""
     import zmq.asyncio
 
     socket = zmq.asyncio.Context().socket(zmq.PUSH)
     socket.set_hwm(0)
     socket.connect(place)
-    await timed(lambda: socket.send(encoded()), count)
+    await timed(lambda: socket.send(encoded()), work)
 
 
-async def zeromq_subscribe(place: str, count: int) -> None:
+async def zeromq_subscribe(place: str, work: Work) -> None:
     """The other end."""
     import zmq.asyncio
 
     socket = zmq.asyncio.Context().socket(zmq.PULL)
     socket.set_hwm(0)
     socket.bind(place)
-    handler = Handler(count)
+    handler = Handler(work)
 
     async def listen() -> None:
         while True:
@@ -184,7 +186,7 @@ def _kombu(place: str) -> tuple[Any, Any]:
     return Connection(place), Queue(SUBJECT, Exchange(SUBJECT, "direct"), SUBJECT)
 
 
-async def kombu_publish(place: str, count: int) -> None:
+async def kombu_publish(place: str, work: Work) -> None:
     """Its producer, which blocks."""
     connection, queue = _kombu(place)
     producer = connection.Producer()
@@ -192,25 +194,23 @@ async def kombu_publish(place: str, count: int) -> None:
     async def publish() -> None:
         producer.publish(payload(), exchange=queue.exchange, routing_key=SUBJECT, declare=[queue])
 
-    await timed(publish, count)
+    await timed(publish, work)
 
 
-async def kombu_subscribe(place: str, count: int) -> None:
+async def kombu_subscribe(place: str, work: Work) -> None:
     """Its consumer, each message acknowledged."""
     connection, queue = _kombu(place)
-    left = count
+    handled = Handled(work)
 
     def handle(body: dict[str, str], message: Any) -> None:
-        nonlocal left
-        assert body["t"]
+        handled(body)
         message.ack()
-        left -= 1
 
     with connection.Consumer(queue, callbacks=[handle]):
         ready()
-        while left:
+        while not handled.done:
             connection.drain_events()
-    tell(ended=time.perf_counter_ns())
+    handled.tell()
 
 
 def _taskiq(place: str, handler: Callable[[dict[str, str]], None]) -> tuple[Any, Any]:
@@ -224,18 +224,18 @@ def _taskiq(place: str, handler: Callable[[dict[str, str]], None]) -> tuple[Any,
     return broker, broker.register_task(handle, task_name="handle")
 
 
-async def taskiq_publish(place: str, count: int) -> None:
+async def taskiq_publish(place: str, work: Work) -> None:
     """A task a message, through a stream."""
     broker, task = _taskiq(place, lambda _: None)
     await broker.startup()
-    await timed(lambda: task.kiq(payload()), count)
+    await timed(lambda: task.kiq(payload()), work)
 
 
-async def taskiq_subscribe(place: str, count: int) -> None:
+async def taskiq_subscribe(place: str, work: Work) -> None:
     """Its worker's receiver."""
     from taskiq.api import run_receiver_task
 
-    handler = Handler(count)
+    handler = Handler(work)
     broker, _ = _taskiq(place, lambda message: handler(json.dumps(message).encode()))
     broker.is_worker_process = True
     await broker.startup()
@@ -244,10 +244,10 @@ async def taskiq_subscribe(place: str, count: int) -> None:
     receiving.cancel()
 
 
-ROLES: dict[str, Callable[[Any, int], Coroutine[Any, Any, None]]] = {
+ROLES: dict[str, Callable[[Any, Work], Coroutine[Any, Any, None]]] = {
     name: role for name, role in list(globals().items()) if name.endswith(("_publish", "_subscribe"))}
 
 if __name__ == "__main__":
     given = spec()
-    asyncio.run(ROLES[given["role"]](given["place"], given["count"]))
+    asyncio.run(ROLES[given["role"]](given["place"], Work(given["count"], given["hz"])))
     leave()

@@ -481,7 +481,9 @@ def test_a_file_among_the_channels_keeps_nobody_from_the_others(run: Run):
     (run.home / "messages" / "notes").write_text("")
     [found] = run("status")
     assert [channel["channel"] for channel in found["channels"]] == ["c"]
-    assert run("sub", "*", "--start", "earliest", "--count", "1")[0]["payload"] == 1
+    code, out, err = run.raw("sub", "*", "--start", "earliest", "--count", "1")
+    assert (code, json.loads(out)["payload"]) == (0, 1)
+    assert re.fullmatch(r"lemegeton: stray: path=.+/notes, cause=not a directory of this user\n", err)
 
 
 READING = [("history", "c"), ("status",), ("subs", "list"), ("subs", "drop", "n"), ("mode",), ("mode", "set", "auto")]
@@ -529,6 +531,21 @@ def test_sub_prints_the_wire_of_one_message_a_line_and_goes_on_where_it_was(run:
     assert [message["payload"] for message in first + second] == [0, 1, 2, 3, 4]
     assert first == run("history", "c")[:2]
     assert "0 messages within 0.0 s" in run.error("sub", "c", "--name", "n", "--timeout", "0", code=3)
+
+
+def test_what_sub_could_not_give_is_a_line_on_standard_error_and_no_line_is_lost_to_it(run: Run):
+    run("pub", "c", "1")
+    run("pub", "c", "2")
+    [segment] = (run.home / "messages" / "c").iterdir()
+    data = segment.read_bytes()
+    segment.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    (segment.parent / "new.json").write_text("{nonsense")
+    (run.home / "messages" / "notes").write_text("")
+    code, out, err = run.raw("sub", "*", "--start", "earliest", "--timeout", "1")
+    assert ([json.loads(line)["payload"] for line in out.splitlines()], code) == ([2], 3)
+    *warnings, last = err.splitlines()
+    assert {line.split(": ")[1] for line in warnings} == {"corrupt_record", "gap", "refused", "stray"}
+    assert last == "lemegeton: 1 messages within 1.0 s"
 
 
 def test_what_was_not_printed_is_not_even_begun(run: Run):

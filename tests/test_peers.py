@@ -16,4 +16,4 @@ def test_a_peer_whose_package_or_server_is_not_here_is_said_to_be_missing(monkey
     assert peers.Peer("a", "json", "w", "r").lacks() == ""
     monkeypatch.setattr(peers, "PEERS", [peers.Peer("a", "no_such_package", "w", "r")])
     missing = ["a (the package no_such_package is not here)"]
-    assert peers.compared(Path("/nowhere"), rounds=0, count=1, ours_count=1) == ([], missing)
+    assert peers.compared(Path("/nowhere"), rounds=0, count=1, ours_count=1, paced_s=0.1) == ([], missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,8 +15,10 @@ from lemegeton import site as site_module
 from lemegeton.bus import MessageBus
 from lemegeton.checkpoint import settled_at
 from lemegeton.errors import HomeRefused, InvalidSetting, NameTaken
-from lemegeton.events import Event, RetentionFailed
+from lemegeton.events import Event, HomeLost, RetentionFailed
+from lemegeton.home import open_home
 from lemegeton.lane import Lane
+from lemegeton.osfs import os_runtime
 from lemegeton.site import FileSite, open_site, settings_here
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 from lemegeton.testing.fake_runtime import runtime
@@ -37,6 +40,22 @@ class Machine:
 
 
 # ------------------------------------------------------------------------------------------------ opening
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_home_that_somebody_removed_in_use_is_told_once(again: bool, tmp_path: Path) -> None:
+    home, events = tmp_path / "home", []
+    site = await open_site("x", None, {"home": str(home)}, events.append, 0.0)
+    await site.tick()
+    assert events == []
+    shutil.move(home, tmp_path / "gone")  # moved, not removed, so that no new directory gets its inode
+    if again:
+        await open_home(os_runtime(), str(home))
+    for _ in range(2):
+        await site.tick()
+    (lost,) = [event for event in events if isinstance(event, HomeLost)]
+    assert (lost.path, lost.cause.split(";")[0]) == (str(home), "another one is in its place" if again else "it is gone")
+    await site.aclose()
 
 
 async def test_the_home_is_found_by_walking_up_and_else_made_here(

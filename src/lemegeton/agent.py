@@ -34,6 +34,7 @@ from lemegeton.events import HubStalled, MessageIgnored
 from lemegeton.heartbeat import Heart, file_site
 from lemegeton.message import Message, MessageType
 from lemegeton.version import VERSION
+from lemegeton.within import within
 
 PREFETCH = 4
 PREFETCH_MAX = 1000
@@ -181,12 +182,12 @@ class BaseAgent:
     async def _drain(self) -> None:
         """Until nothing is at hand; work that does not end in time is cancelled and not reported."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.bus.site.settings.drain_timeout), self._turn:
+            async with within(self.bus.site.settings.drain_timeout), self._turn:
                 return
         if self._running is not None:
             self._running.cancel()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.bus.site.settings.drain_timeout), self._turn:
+            async with within(self.bus.site.settings.drain_timeout), self._turn:
                 return
 
     async def __aenter__(self) -> Self:

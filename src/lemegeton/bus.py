@@ -30,6 +30,7 @@ from lemegeton.site import Site, open_site
 from lemegeton.stats import Stats
 from lemegeton.stream import Hand
 from lemegeton.subscription import Start, Subscription, UserHandler
+from lemegeton.within import within
 
 Ack = Literal["local", "disk", "redis", "redis-disk", "handled"]
 FORMS_MAX = 10_000
@@ -258,7 +259,7 @@ class MessageBus:
         if ack == "local":
             return await site.log.append(channel, body, draft.priority, made=made)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 position = await site.log.append(channel, body, draft.priority, made=made, disk=ack == "disk")
                 if ack == "handled":
                     await handled(site, position)

@@ -175,6 +175,15 @@ class SubscriptionExpired(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HomeLost(Event):
+    """The home was removed or replaced in use: what was in it is gone, and the places in it end with their processes."""
+
+    name = "home_lost"
+    path: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class DoorbellLost(Event):
     """Hints about changed files cannot be had; polling carries on."""
 
@@ -390,7 +399,7 @@ Observer = Callable[[Event], None]
 EVENTS: tuple[type[Event], ...] = (
     Gap, Expired, CorruptRecord, TailDropped, StrayEntry, HandlerFailed, DeadLettered, LaneStalled, Refused,
     IncarnationBegun, SegmentSealed, LaneForked, RedisUp, RedisDown, RedisEvicts, RelayStalled, SubscriptionExpired,
-    DoorbellLost, LimitReached, RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted,
+    HomeLost, DoorbellLost, LimitReached, RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted,
     LocalRedisStopped, LocalRedisFailed, BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport,
     MessageIgnored, HubStalled, JournalDamaged,
 )

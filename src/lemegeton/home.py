@@ -143,6 +143,15 @@ def is_own_directory(fs: Fs, path: str, uid: int) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == uid
 
 
+def whereabouts(fs: Fs, path: str) -> tuple[int, int] | None:
+    """What tells a directory from every other that may come to its place: device and inode; None if there is none."""
+    try:
+        found = fs.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def check_file(fs: Fs, fd: int, path: str, uid: int) -> None:
     """Refuse an open file that is not a regular one of our own with a single name."""
     _check_regular(fs.fstat(fd), path, uid)

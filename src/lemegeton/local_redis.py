@@ -26,6 +26,7 @@ from lemegeton.events import LocalRedisFailed, LocalRedisStarted, LocalRedisStop
 from lemegeton.home import OWN_FILE, check_directory, check_file, replace_file
 from lemegeton.osfs import at_fork
 from lemegeton.seams import Runtime, Stat
+from lemegeton.within import within
 
 JOIN_S = 10.0
 """How long `LocalRedis.join` tries; the others that start at the same moment go one after the other."""
@@ -69,7 +70,7 @@ class LocalRedis:
             self.cause = "local redis: local_redis is off" if self.url is None else ""
             return self.url
         try:
-            async with asyncio.timeout(JOIN_S):
+            async with within(JOIN_S):
                 self.url = await self._join()
                 self.cause = ""
         except TimeoutError:
@@ -157,7 +158,7 @@ class LocalRedis:
             self.url = None
             return
         try:
-            async with asyncio.timeout(LEAVE_S):
+            async with within(LEAVE_S):
                 await self._leave()
         except TimeoutError:
             self._observe(LocalRedisFailed(f"local redis: not ended within {LEAVE_S} s; the next to leave ends it"))

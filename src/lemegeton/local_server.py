@@ -24,6 +24,7 @@ from urllib.parse import quote
 from lemegeton.errors import HomeRefused, LemegetonError, RedisRefused
 from lemegeton.home import check_directory, check_file, read_file, replace_file
 from lemegeton.seams import Fs, Runtime
+from lemegeton.within import within
 
 SMALL_BYTES = 8192
 SOCKET_BYTES_MAX = 100
@@ -248,7 +249,7 @@ async def connect(fs: Fs, path: str, password: str, uid: int) -> socket.socket:
     talk = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         talk.setblocking(False)
-        async with asyncio.timeout(ANSWER_S):
+        async with within(ANSWER_S):
             await asyncio.get_running_loop().sock_connect(talk, path)
             await _ask(talk, f"AUTH {password}")
             await _ask(talk, "PING")
@@ -275,6 +276,6 @@ async def _ask(talk: socket.socket, command: str) -> None:
 
 async def shut_down(talk: socket.socket) -> None:
     """End the server on the other side, with what it knows: everything it has is a copy.  Returns when it is gone."""
-    async with asyncio.timeout(ANSWER_S):
+    async with within(ANSWER_S):
         with suppress(ConnectionResetError, BrokenPipeError):
             await _ask(talk, "SHUTDOWN NOSAVE")

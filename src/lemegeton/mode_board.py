@@ -29,6 +29,7 @@ from lemegeton.logs.redis_entries import Keys
 from lemegeton.logs.redis_link import Link, answered
 from lemegeton.message import MessageType
 from lemegeton.mode_rules import CoordinationMode
+from lemegeton.within import within
 
 CHANNEL = "coordination:mode_change"
 HISTORY_MAX = 100
@@ -95,7 +96,7 @@ class Board:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with within(ANSWER_S):
                 before = await self.link.call("GETSET", self._keys.health, msgspec.json.encode(health))
             self._blank = self._blank or before is None
             self.answer = Answer(True, "", loop.time() - began)
@@ -118,7 +119,7 @@ class Board:
         first = changes - len(transitions) + 1
         news = [(number, each) for number, each in enumerate(transitions, first) if number > self._published]
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with within(ANSWER_S):
                 await self._write(mode, transitions if self._blank else [each for _, each in news], news)
         except RedisRefused as error:
             self._complain(error)  # asking again would be refused again

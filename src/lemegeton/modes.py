@@ -22,6 +22,7 @@ from lemegeton.mode_rules import PROBE_LONGEST, Contact, CoordinationMode, Facts
 from lemegeton.mode_switch import Position, Switch
 from lemegeton.osfs import os_runtime
 from lemegeton.seams import Runtime
+from lemegeton.within import within
 
 __all__ = ["CoordinationMode", "CoordinationModeManager", "Transition"]
 
@@ -148,7 +149,7 @@ class CoordinationModeManager:
     async def _watch_switch(self) -> None:
         while self._switch is not None and not self._closing.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(SWITCH_S):
+                async with within(SWITCH_S):
                     await self._closing.wait()
             self._look()
 
@@ -170,7 +171,7 @@ class CoordinationModeManager:
                 self._due_s = min(self._due_s, loop.time() + self._pause())  # a link that came up meanwhile made it 0
             await self._tell(boards)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._due_s - loop.time() if boards else None):
+                async with within(self._due_s - loop.time() if boards else None):
                     await self._wake.wait()  # a link that came up or went down, or a changed mode
 
     async def _probe(self, boards: list[Board]) -> None:

@@ -33,6 +33,7 @@ from lemegeton.relay import Relay, Told
 from lemegeton.relaying import Accepted, Relaying, open_marks
 from lemegeton.resending import taken_of
 from lemegeton.seams import Runtime
+from lemegeton.within import within
 
 FIRST_TRY_S = 2.0
 """How long `start` waits for the first attempt to connect, so that a bus usually begins in the mode it will stay in."""
@@ -146,7 +147,7 @@ class RedisSide:
                       self._keep_local):
             group.create_task(serve())
         with suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_TRY_S):
+            async with within(FIRST_TRY_S):
                 await self.link.tried()
 
     async def _keep_local(self) -> None:
@@ -221,7 +222,7 @@ class RedisSide:
         """Give the relay a moment; false if the shared Redis still lacks something of ours."""
         if not self._relaying.idle:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LEAVE_S):
+                async with within(LEAVE_S):
                     while not self._relaying.idle:
                         await asyncio.sleep(0.005)
         return self._relaying.idle
@@ -250,7 +251,7 @@ class RedisSide:
 async def _comes(event: asyncio.Event, seconds: float | None) -> bool:
     """True if it is set within this time (None: whenever it is)."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             await event.wait()
     return event.is_set()
 

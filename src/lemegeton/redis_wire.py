@@ -21,6 +21,7 @@ import hiredis
 from lemegeton.errors import LogError, RedisLost, RedisRefused
 from lemegeton.redis_url import Target, parse_url, shown
 from lemegeton.seams import Heard, Packed, Wire
+from lemegeton.within import within
 
 CONNECT_S = 2.0
 """How long a server may take to accept, shake hands and authenticate."""
@@ -154,7 +155,7 @@ async def dial(url: str, heard: Heard | None, lost: Callable[[str], None], /) ->
     leaves no connection behind."""
     target, where = parse_url(url), shown(url)
     try:
-        async with asyncio.timeout(CONNECT_S):
+        async with within(CONNECT_S):
             if target.service:
                 target = await _primary(target, where)
             wire = await _ready(target, where)
@@ -216,7 +217,7 @@ async def _primary(target: Target, where: str) -> Target:
     causes = []
     for host, port in target.places:
         try:
-            async with asyncio.timeout(CONNECT_S / (len(target.places) + 1)):
+            async with within(CONNECT_S / (len(target.places) + 1)):
                 asked = await _ready(Target(places=((host, port),)), where)
                 try:
                     found = await asked.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service)

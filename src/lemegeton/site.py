@@ -22,8 +22,8 @@ from lemegeton.channels import compile_glob, encode_name
 from lemegeton.checkpoint import LOCK_SUFFIX, Checkpoint, Header, Marks, VolatileMarks
 from lemegeton.config import Settings, load_settings
 from lemegeton.errors import HomeRefused, LogError, NotReached
-from lemegeton.events import Event, Observer, RetentionFailed
-from lemegeton.home import Home, check_own, find_home, network_fs, open_home, refused
+from lemegeton.events import Event, HomeLost, Observer, RetentionFailed
+from lemegeton.home import Home, check_own, find_home, network_fs, open_home, refused, whereabouts
 from lemegeton.logs.base import Log, Position
 from lemegeton.logs.file import FileLog
 from lemegeton.logs.janitor import Holders, Janitor
@@ -114,6 +114,7 @@ class FileSite:
         self._durable: dict[str, tuple[Checkpoint, Header]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._ticks = 0
+        self._whereabouts = whereabouts(runtime.fs, home.path)
         if reaches_out:  # whoever only looks opens nothing to be written to: it may lie where nobody can write
             self._count(self._janitor.counted())
 
@@ -192,6 +193,7 @@ class FileSite:
         """Once a second.  Errors are events: what could not be done now is done later."""
         self._ticks += 1
         try:
+            self._look_for_home()
             self._file_log.upkeep()
             if self.redis is not None:
                 await self.redis.tick()
@@ -203,6 +205,14 @@ class FileSite:
             self._reports.append(RetentionFailed(str(error)))
         while self._reports:  # what the janitor met in its thread is told from the loop, like every other event
             self._observe(self._reports.pop(0))
+
+    def _look_for_home(self) -> None:
+        """Say so, once for each change, if what this site holds open is not what lies at its path any more."""
+        now = whereabouts(self._runtime.fs, self.home.path)
+        if now != self._whereabouts:
+            self._whereabouts = now
+            what = "it is gone" if now is None else "another one is in its place"
+            self._observe(HomeLost(self.home.path, f"{what}; start every process that uses it again"))
 
     def _stamp(self) -> None:
         for checkpoint, header in self._durable.values():

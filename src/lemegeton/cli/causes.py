@@ -1,9 +1,20 @@
-"""Why the shared Redis has not taken what a verb published: the last that a bus heard of it."""
+"""What a bus tells beside messages, for people: every warning, or only why the shared Redis has not taken something."""
 
 from __future__ import annotations
 
 from lemegeton.bus import MessageBus
+from lemegeton.cli.output import say
 from lemegeton.events import Event, RedisDown, RelayStalled
+
+
+def warn(bus: MessageBus, *but: type[Event]) -> None:
+    """Say every warning of a bus in one line of standard error, except the kinds that are told elsewhere."""
+
+    def heard(event: Event) -> None:
+        if event.level == "warning" and not isinstance(event, but):
+            say(str(event))
+
+    bus.on("*", heard)
 
 
 class Why:

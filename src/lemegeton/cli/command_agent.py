@@ -13,6 +13,7 @@ from typing import Any
 
 from lemegeton.agent import BaseAgent
 from lemegeton.assignment import Assignment
+from lemegeton.within import within
 
 OUTPUT_BYTES_MAX = 1024 * 1024
 """What a command may print as its result: what a message may hold, unless `max_message_bytes` says otherwise."""
@@ -108,7 +109,7 @@ async def _end(process: Process) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(TimeoutError):
-            async with asyncio.timeout(END_S):
+            async with within(END_S):
                 await asyncio.gather(_discard(process.stdout), _discard(process.stderr), process.wait())
             return
 

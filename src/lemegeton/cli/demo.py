@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import random
+import shlex
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -76,8 +78,9 @@ class Shown:
 
     @property
     def commands(self) -> list[str]:
-        """How to look into the home."""
-        return [f"lemegeton --home {self.home} {verb}" for verb in ("status", "history hub -n 5", "subs list")]
+        """How to look into the home, fit to be copied: a shell need not know where this program lies."""
+        program = "lemegeton" if shutil.which("lemegeton") else f"{shlex.quote(sys.executable)} -m lemegeton"
+        return [f"{program} --home {shlex.quote(self.home)} {verb}" for verb in ("status", "history hub -n 5", "subs list")]
 
 
 @dataclass(slots=True)

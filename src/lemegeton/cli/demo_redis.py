@@ -13,6 +13,7 @@ from typing import Any
 from lemegeton.cli.output import FAILED, Ended
 from lemegeton.local_server import find_binary
 from lemegeton.osfs import os_runtime
+from lemegeton.within import within
 
 READY_S = 10.0
 PAUSE_S = 1.5
@@ -49,7 +50,7 @@ class OwnRedis:
             file.write(CONFIG.format(path=self._path, directory=self._directory))
         self._process = await asyncio.create_subprocess_exec(
             binary, config, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
-        async with asyncio.timeout(READY_S):
+        async with within(READY_S):
             while not await self._answers():
                 await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ import click
 from lemegeton.assignment import ANY, ASSIGN, Report, Wish, built, parse
 from lemegeton.bus import MessageBus
 from lemegeton.channels import HUB, check_name
+from lemegeton.cli.causes import warn
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, printable, run
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage
@@ -49,6 +50,7 @@ async def _hub(options: Options, name: str) -> None:
     serving = Hub(name, home=options.home)
     for kind in TOLD:
         serving.bus.on(kind.name, lambda event: options.show(_facts(event), str(event)))
+    warn(serving.bus, *TOLD)
     async with serving:
         serving.watch(outcome)
         options.show({"event": "started", "hub": name, "pending": serving.pending},
@@ -79,7 +81,9 @@ def agent(options: Options, name: str, command: str, prefetch: int) -> None:
 async def _agent(options: Options, name: str, command: str, prefetch: int) -> None:
     from lemegeton.cli.command_agent import CommandAgent
 
-    async with CommandAgent(name, command, prefetch=prefetch, home=options.home) as serving:
+    serving = CommandAgent(name, command, prefetch=prefetch, home=options.home)
+    warn(serving.bus)
+    async with serving:
         options.show({"event": "started", "agent": name}, f"agent {printable(name)} is running; Ctrl-C ends it")
         await serving.run()
 

@@ -11,11 +11,12 @@ import click
 
 from lemegeton.bus import Ack, MessageBus
 from lemegeton.channels import check_channel
-from lemegeton.cli.causes import Why
+from lemegeton.cli.causes import Why, warn
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage, LogError, NotReached
 from lemegeton.message import Message, MessagePriority, Receipt
+from lemegeton.within import within
 
 ORIGIN_WAIT_S = 5.0
 """How long `pub` waits for its name's origin, so that a thousand of them write one log."""
@@ -154,6 +155,7 @@ def sub(
     """
     # Not the name of `pub`: a subscriber that had to write would keep every `pub` waiting for the origin.
     bus = MessageBus(name or "cli-sub", home=options.home, drain_timeout=PRINT_DRAIN_S)
+    warn(bus)
     run(_print(bus, channels, name, start, Printer(count), timeout))
 
 
@@ -165,7 +167,7 @@ async def _print(
         subscription = await bus.subscribe(channels, printer.handle, start=start, durable=name, concurrency=1)
         printer.end = lambda: bus.unsubscribe(subscription)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 await printer.ended.wait()
         except TimeoutError:
             raise Ended(TIMED_OUT, f"{printer.printed} messages within {timeout_s} s") from None

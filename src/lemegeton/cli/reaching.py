@@ -22,6 +22,7 @@ from lemegeton.logs.redis_evicting import evicts
 from lemegeton.logs.redis_link import Link, pairs
 from lemegeton.osfs import OsFs, os_runtime
 from lemegeton.site import FileSite
+from lemegeton.within import within
 
 ANSWER_S = 3.0
 """How long `status` waits for the shared Redis."""
@@ -59,7 +60,7 @@ async def relayed(site: FileSite) -> Relayed | None:
         group.create_task(link.run())
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER_S):
+                async with within(ANSWER_S):
                     await link.tried()
             if not link.up:
                 return Relayed(without_secrets(url), False, link.cause)
@@ -112,7 +113,7 @@ async def _bridge(options: Options, timeout_s: float) -> bool:
         if site.redis is None:
             raise Ended(FAILED, "bridge: no redis_url is set; give --redis-url or LEMEGETON_REDIS_URL")
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 while not await site.redis.sweep_when_up():
                     await asyncio.sleep(SWEEP_AGAIN_S)
         except TimeoutError:

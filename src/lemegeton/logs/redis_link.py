@@ -16,6 +16,7 @@ from typing import Any
 from lemegeton.errors import InvalidSetting, LogError, RedisLost, RedisRefused
 from lemegeton.events import Observer, RedisDown, RedisUp
 from lemegeton.seams import Dial, Packed, Wire
+from lemegeton.within import within
 
 CHECK_S = 1.0
 """How often both connections are asked whether they live."""
@@ -98,7 +99,7 @@ class Link:
         self._commands = await self._dial(self._url, None, self._on_lost)
         wait_s = CHECK_S * CHECKS_MISSED_MAX
         try:
-            async with asyncio.timeout(wait_s):
+            async with within(wait_s):
                 await self._commands.call("PING")
         except TimeoutError:
             raise OSError(f"redis ({self.name}): connected, but no answer within {wait_s} s") from None
@@ -227,7 +228,7 @@ def _unheard(answer: Awaitable[Any]) -> None:
 async def answered(asked: Awaitable[Any], wait_s: float, where: str) -> Any:
     """The answer, or `RedisLost` that says where none came within ``wait_s``."""
     try:
-        async with asyncio.timeout(wait_s):
+        async with within(wait_s):
             return await asked
     except TimeoutError:
         raise RedisLost(f"{where}: no answer within {wait_s} s") from None
