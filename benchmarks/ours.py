@@ -10,7 +10,7 @@ from typing import Any
 
 from common import STAMP_CHARS, leave, memory, paced, payload, percentiles, ready, spec, tell, wait_until
 
-from lemegeton import Message, MessageBus
+from lemegeton import Message, MessageBus, run
 from lemegeton.osfs import OsFs
 
 CHANNEL = "load-0"
@@ -151,5 +151,5 @@ ROLES: dict[str, Callable[..., Any]] = {
 
 if __name__ == "__main__":
     given = spec()
-    asyncio.run(ROLES[given.pop("role")](**given))
+    run(ROLES[given.pop("role")](**given))
     leave()
