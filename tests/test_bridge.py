@@ -192,6 +192,26 @@ async def test_the_stream_keeps_what_a_durable_subscription_elsewhere_has_not_se
         assert gate.got == list(range(40))
 
 
+async def test_the_stream_keeps_what_a_durable_subscription_here_has_not_settled_of_another_site(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """The site that listens sends on that channel as well, so its own bridge trims the stream."""
+    gate = Gate()
+    async with site(tmp_path / "a", redis, max_stream_length=5) as a, \
+            site(tmp_path / "b", redis, "bob", max_stream_length=5) as b:
+        await b.bus.subscribe("c", gate, durable="d")
+        await until(lambda: redis.cli("HLEN", "subscriptions"))
+        await send(a, *range(40))
+        await a.relayed()
+        await send(b, *range(40, 45))
+        await b.relayed()
+        await asyncio.sleep(0.5)
+        assert redis.cli("XLEN", STREAM) == 45
+        gate.opened.set()
+        await until(lambda: redis.cli("XLEN", STREAM) == 5)
+        assert sorted(gate.got) == list(range(45))
+
+
 async def test_the_home_keeps_what_the_redis_and_other_sites_said_last(redis: RedisServer, tmp_path: Path) -> None:
     got = Got()
     async with site(tmp_path / "a", redis) as a, site(tmp_path / "b", redis, "bob") as b:

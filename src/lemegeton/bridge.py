@@ -35,7 +35,7 @@ from lemegeton.relay import Relay
 from lemegeton.relaying import Accepted, open_marks
 from lemegeton.resending import Resending
 from lemegeton.seams import Runtime
-from lemegeton.sharing import STATE_FILE, Remote, RemoteState, Shared, acks_of, encode_state, shared_of, trim_limits
+from lemegeton.sharing import STATE_FILE, Remote, RemoteState, Shared, acks_of, elsewhere, encode_state, shared_of, trim_limits
 
 TICK_S = 1.0
 SWEEP_S = 5.0
@@ -208,7 +208,8 @@ class Bridge:
 
     async def sweep(self) -> int:
         """Relay, send again, learn, trim: all channels of the home; how many lanes the Redis still lacks something of."""
-        holders = await self._holders_elsewhere()
+        everybody = await self._everybody()
+        holders = elsewhere(everybody, self._home.site)
         marks: dict[str, dict[str, int]] = {}
         settled: dict[str, dict[str, dict[str, int]]] = {name: {} for name in holders}
         lacking = 0
@@ -227,7 +228,7 @@ class Bridge:
                             settled[name][channel] = acks[name]
                     lacking += await self._help(channel, marks[channel])
                     await self._resending.answer(channel)
-                    await self._trim(channel, marks[channel], holders, acks)
+                    await self._trim(channel, marks[channel], everybody, acks)
                 except RedisRefused as error:  # another program has a key of that name, say: it stops no other channel
                     lacking += 1
                     self._observe(RelayStalled(self._link.name, Lane(channel, "", 0, 0), str(error)))
@@ -236,10 +237,10 @@ class Bridge:
         self._told.close()
         return lacking
 
-    async def _holders_elsewhere(self) -> dict[str, Shared]:
+    async def _everybody(self) -> dict[str, Shared]:
+        """The durable subscriptions of all sites; those that nobody has seen for too long go."""
         oldest_ms = self._runtime.wall_ms() - round(self._settings.abandoned_after * 1000)
-        found, abandoned = shared_of(pairs(await self._link.call("HGETALL", self._keys.subscriptions)),
-                                     self._home.site, oldest_ms)
+        found, abandoned = shared_of(pairs(await self._link.call("HGETALL", self._keys.subscriptions)), oldest_ms)
         for field in abandoned:
             await self._link.call("HDEL", self._keys.subscriptions, field)
             self._observe(SubscriptionExpired(field.decode("utf-8", "replace"), self._settings.abandoned_after))
@@ -267,12 +268,12 @@ class Bridge:
             lacking += marks[lane_field(lane)] < last
         return lacking
 
-    async def _trim(self, channel: str, marks: dict[str, int], holders: dict[str, Shared], acks: Any) -> None:
+    async def _trim(self, channel: str, marks: dict[str, int], everybody: dict[str, Shared], acks: Any) -> None:
         ours = [field for field in marks if (lane := lane_of(channel, field)) and site_of(lane.origin) == self._home.site]
         if not ours:
             return
         arguments: list[str | int] = []
-        for lane_name, through in trim_limits(channel, marks, holders, acks).items():
+        for lane_name, through in trim_limits(channel, marks, everybody, acks).items():
             arguments += (lane_name, through)
         await self._link.script(TRIM, (self._keys.stream(channel),), self._settings.max_stream_length, TRIM_BATCH,
                                 *arguments)
