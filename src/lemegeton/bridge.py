@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from lemegeton.checkpoint import held
+from lemegeton.checkpoint import VolatileMarks, held
 from lemegeton.config import Settings
 from lemegeton.errors import LogError, RedisRefused
 from lemegeton.events import Observer, RedisEvicts, RelayStalled, SubscriptionExpired
@@ -47,17 +47,25 @@ TRIM_BATCH = 512
 
 
 class ToldOfAll:
-    """`relay.Told` for lanes of any origin; the marks of each are opened when they are asked for."""
+    """`relay.Told` for lanes of any origin; the marks of each are opened when they are asked for.
+
+    Those of a sender that lives only it may write: what is brought for it is remembered here until it is gone."""
 
     def __init__(self, runtime: Runtime, directory: str) -> None:
         self._runtime = runtime
         self._directory = directory
         self._open: dict[str, Accepted] = {}
+        self._brought: dict[str, dict[Lane, int]] = {}
 
     def _of(self, origin: str) -> Accepted:
         if origin not in self._open:
             marks = open_marks(self._runtime.fs, self._directory, origin, self._runtime.boot_id, self._runtime.wall_ms())
-            self._open[origin] = Accepted(marks)
+            accepted = self._open[origin] = Accepted(marks)
+            brought = self._brought.pop(origin, {})
+            for lane, seq in brought.items():
+                accepted.note(lane, seq)
+            if isinstance(marks, VolatileMarks):
+                self._brought[origin] = brought
         return self._open[origin]
 
     def get(self, lane: Lane) -> int:
@@ -65,6 +73,8 @@ class ToldOfAll:
 
     def put(self, lane: Lane, seq: int) -> None:
         self._of(lane.origin).put(lane, seq)
+        if (brought := self._brought.get(lane.origin)) is not None:
+            brought[lane] = max(seq, brought.get(lane, 0))
 
     def close(self) -> None:
         """Let all go: their owners may come."""
