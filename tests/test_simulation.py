@@ -220,7 +220,8 @@ def test_seeds_with_the_faults_that_are_preferred_come_first() -> None:
 
 def test_a_healer_that_is_switched_off_is_no_catch() -> None:
     harmless = mutants.Mutant("harmless", "relay.py", "SEEKS_MAX = 3", "SEEKS_MAX = 4", True, healers=(NO_REQUEST,))
-    assert mutants.catch(harmless, 1, first=265).seed is None
+    result = mutants.catch(harmless, 1, first=265)
+    assert (result.seed, result.kinds) == (None, mutants.AS_WELL), "take a seed at which something is sent again"
 
 
 @pytest.mark.parametrize("name", ["no intent mark", "flag everything", "later segment before the end",

@@ -29,6 +29,9 @@ TIMEOUT_S = 600.0
 MUTANTS: tuple[Mutant, ...] = (*FILE_MUTANTS, *REDIS_MUTANTS)
 
 
+AS_WELL = "what is wrong is so without it as well"
+
+
 class Result(NamedTuple):
     """How a mutant ended: the seed that caught it (None: none did), as the how-manieth, in which ways, after how long."""
 
@@ -78,6 +81,7 @@ def catch(mutant: Mutant, seeds: int, first: int = 0) -> Result:
             new = caught.kinds - _run(well, mutant, TIMEOUT_S, "--seeds", 1, "--first", caught.seed).kinds
             if new:
                 return Result(mutant, caught.seed, tried, " ".join(sorted(new)), time.perf_counter() - began)
+            why = AS_WELL
     return Result(mutant, None, seeds, why, time.perf_counter() - began)
 
 
