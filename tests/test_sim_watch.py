@@ -38,7 +38,7 @@ class Watched:
         """What a script that is wrong would do."""
         args = [str(argument).encode() for argument in arguments]
         self.watch.see(args, True)
-        self.server.watch = None
+        self.server.watch = None  # it has seen it
         self.server.execute(*args)
         self.server.watch = self.watch.see
 
@@ -95,6 +95,19 @@ def test_a_stream_that_begins_has_no_marks(watched: Watched) -> None:
     watched.server.execute("DEL", STREAM)
     watched.add(1)
     assert watched.kinds == ["mark"]
+
+
+def test_what_is_published_was_appended(watched: Watched) -> None:
+    watched.forward(1)
+    watched.in_script("PUBLISH", "ns:hub", '{"origin":"a~east~0","inc":1,"seq":2}')
+    assert watched.kinds == ["mark"]
+
+
+def test_a_marker_stands_for_all_that_it_names(watched: Watched) -> None:
+    watched.in_script("XADD", STREAM, "*", *fields(1), "type", "skip", "through", 4)
+    watched.add(5)
+    watched.add(3)
+    assert watched.kinds == ["twice"]
 
 
 def test_what_the_relay_knows_as_accepted_is_not_published_again_but_after_a_disk_lost_that(watched: Watched) -> None:

@@ -7,6 +7,7 @@ import contextvars
 import os
 import subprocess
 import sys
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from lemegeton.testing import mutants, simulation
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 from lemegeton.testing.fake_runtime import runtime
 from lemegeton.testing.history import Event
+from lemegeton.testing.mutants_of_redis import FORK_MUTANTS, NO_REQUEST
 from lemegeton.testing.sim_damage import cut_tail, rotten
 from lemegeton.testing.sim_faults import FAULTS
 from lemegeton.testing.sim_judge import judge
@@ -190,13 +192,40 @@ def test_a_poor_schedule_is_told() -> None:
     assert len(usual(Report(1))) == 3
 
 
-@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", FORK_MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutants_that_no_seed_can_meet_fail_the_tests_of_the_relay(mutant: mutants.Mutant, tmp_path: Path) -> None:
+    mutants.plant((mutant.change,), str(tmp_path))
+    test = "tests/test_relay.py::test_a_mark_that_is_not_ours_is_a_fork_and_nothing_is_sent"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "2", test]  # it may never end
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=environ, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert (done.returncode, "FAILED" in done.stdout) == (1, True), done.stdout
+
+
+@pytest.mark.parametrize("mutant", [*mutants.MUTANTS, *FORK_MUTANTS], ids=lambda mutant: mutant.name)
 def test_the_place_of_every_mutant_is_there(mutant: mutants.Mutant, tmp_path: object) -> None:
-    mutants.plant(mutant, str(tmp_path))
+    mutants.plant((*mutant.healers, mutant.change), str(tmp_path))
+    assert set(mutant.faults) <= simulation.STRIKES.keys()
     assert mutant.file != "logs/redis_scripts.py", "the simulated Redis knows no changed script: that is caught for nothing"
 
 
-@pytest.mark.parametrize("name", ["no intent mark", "flag everything", "later segment before the end"])
+def test_seeds_with_the_faults_that_are_preferred_come_first() -> None:
+    order = simulation.preferring(("redis_flush", "redis_empty"), range(20), redis=True)
+    counts = [sum(fault.kind in ("redis_flush", "redis_empty") for fault in simulation.plan_of(seed, True).faults)
+              for seed in order]
+    assert (sorted(order), counts) == (list(range(20)), sorted(counts, reverse=True))
+    assert counts[0] > 0
+    assert simulation.preferring(("",), range(3), redis=True) == [0, 1, 2]
+
+
+def test_a_healer_that_is_switched_off_is_no_catch() -> None:
+    harmless = mutants.Mutant("harmless", "relay.py", "SEEKS_MAX = 3", "SEEKS_MAX = 4", True, healers=(NO_REQUEST,))
+    result = mutants.catch(harmless, 1, first=265)
+    assert (result.seed, result.kinds) == (None, mutants.AS_WELL), "take a seed at which something is sent again"
+
+
+@pytest.mark.parametrize("name", ["no intent mark", "flag everything", "later segment before the end",
+                                  "plain XADD, no order asked", "every offer is a base"])
 def test_quick_mutants_are_caught(name: str) -> None:
     mutant = next(mutant for mutant in mutants.MUTANTS if mutant.name == name)
-    assert mutants.catch(mutant, 20).seeds
+    assert mutants.catch(mutant, 20).seed is not None

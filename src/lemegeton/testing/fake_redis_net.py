@@ -38,6 +38,9 @@ class Trouble(NamedTuple):
     delay_s: float = 0.0
 
 
+CALM = Trouble()
+
+
 @dataclass(slots=True)
 class Fuse:
     """The connection of a command that is to come is cut, ``after`` it was executed or before."""
@@ -124,6 +127,8 @@ class FakeRedisNet:
 
     def trouble_of(self, who: str) -> Trouble:
         """What is wrong with the way of this process."""
+        if not self._troubles:
+            return CALM
         found = [trouble for whom, trouble in self._troubles.items() if who.startswith(whom)]
         return Trouble(any(each.refuse for each in found), any(each.up_lost for each in found),
                        any(each.down_lost for each in found), sum(each.delay_s for each in found))

@@ -1,7 +1,8 @@
 """Mutants: bugs planted into a copy of the package, each of which the simulation has to find.
 
 A simulation that finds nothing proves nothing.  Each mutant is one replacement in one file; it runs in processes of its
-own, seed after seed, until a schedule is violated.
+own, seed after seed, until a schedule is violated that is not without it.  Where another rule heals a bug, so that nothing
+is lost by it alone, that rule is switched off in both.
 """
 
 from __future__ import annotations
@@ -12,95 +13,115 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import lemegeton
 from lemegeton.testing.mutants_of_files import FILE_MUTANTS
 from lemegeton.testing.mutants_of_redis import REDIS_MUTANTS
-from lemegeton.testing.planting import Mutant
+from lemegeton.testing.planting import Change, Mutant
 
-TIMEOUT_S = 300.0
-
+TIMEOUT_S = 600.0
+"""How long one mutant is looked for."""
 
 MUTANTS: tuple[Mutant, ...] = (*FILE_MUTANTS, *REDIS_MUTANTS)
 
 
+AS_WELL = "what is wrong is so without it as well"
+
+
 class Result(NamedTuple):
-    """How a mutant ended: after how many seeds it was caught (0: never), in which ways, after how long."""
+    """How a mutant ended: the seed that caught it (None: none did), as the how-manieth, in which ways, after how long."""
 
     mutant: Mutant
-    seeds: int
+    seed: int | None
+    tried: int
     kinds: str
     wall_s: float
 
 
-def plant(mutant: Mutant, directory: str) -> None:
-    """Copy the package and plant the bug; `ValueError` when its place is not there exactly once."""
+class Caught(NamedTuple):
+    """What a run of seeds ended with: after how many, at which (None: none was violated), in which ways, or why not."""
+
+    tried: int
+    seed: int | None
+    kinds: frozenset[str]
+    why: str = "-"
+
+
+def plant(changes: Sequence[Change], directory: str) -> None:
+    """Copy the package and change it; `ValueError` when the place of a change is not there exactly once."""
     source = Path(lemegeton.__file__).parent
     target = Path(directory) / "lemegeton"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    path = target / mutant.file
-    text = path.read_text()
-    if text.count(mutant.old) != 1:
-        raise ValueError(f"mutant {mutant.name!r}: its text is {text.count(mutant.old)} times in {mutant.file}, not once")
-    path.write_text(text.replace(mutant.old, mutant.new))
+    for change in changes:
+        path = target / change.file
+        text = path.read_text()
+        if text.count(change.old) != 1:
+            raise ValueError(f"{change.old!r:.60} is {text.count(change.old)} times in {change.file}, not once")
+        path.write_text(text.replace(change.old, change.new))
 
 
 def catch(mutant: Mutant, seeds: int, first: int = 0) -> Result:
     """Run the simulation with the bug in it until it shows what the same seed does not show without it."""
     began = time.perf_counter()
-    at, end, why = first, first + seeds, "-"
-    with tempfile.TemporaryDirectory() as directory:
-        plant(mutant, directory)
-        while at < end:
+    tried, why = 0, "-"
+    with tempfile.TemporaryDirectory() as ill, tempfile.TemporaryDirectory() as well:
+        plant((*mutant.healers, mutant.change), ill)
+        plant(mutant.healers, well)
+        while tried < seeds:
             left_s = TIMEOUT_S - (time.perf_counter() - began)
-            number, kinds, why = _violated(directory, at, end - at, mutant.redis, left_s)
-            if not number:
+            caught = _run(ill, mutant, left_s, "--seeds", seeds, "--first", first, "--skip", tried)
+            if caught.seed is None:
+                why = caught.why
                 break
-            at += number
-            new = set(kinds) - _clean(at - 1, mutant.redis)
+            tried += caught.tried
+            new = caught.kinds - _run(well, mutant, TIMEOUT_S, "--seeds", 1, "--first", caught.seed).kinds
             if new:
-                return Result(mutant, at - first, " ".join(sorted(new)), time.perf_counter() - began)
-    return Result(mutant, 0, why, time.perf_counter() - began)
+                return Result(mutant, caught.seed, tried, " ".join(sorted(new)), time.perf_counter() - began)
+            why = AS_WELL
+    return Result(mutant, None, seeds, why, time.perf_counter() - began)
 
 
-def _violated(directory: str, first: int, seeds: int, redis: bool, left_s: float) -> tuple[int, list[str], str]:
-    """After how many seeds the package in a directory is violated first (0: never), in which ways, or why that is unknown."""
-    command = [sys.executable, "-m", "lemegeton.testing.simulation", "--seeds", str(seeds), "--first", str(first),
-               "--until-failure", *(["--redis"] if redis else [])]
+def _run(directory: str, mutant: Mutant, left_s: float, *options: str | int) -> Caught:
+    """Run seeds of the package in a directory until one is violated."""
+    command = [sys.executable, "-m", "lemegeton.testing.simulation", "--until-failure", "--prefer", ",".join(mutant.faults),
+               *map(str, options), *(["--redis"] if mutant.redis else [])]
     environ = {**os.environ, "PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, env=environ, cwd=directory, capture_output=True, text=True, timeout=max(0.1, left_s))
     except subprocess.TimeoutExpired:
-        return 0, [], f"not within {TIMEOUT_S} s"
+        return Caught(0, None, frozenset(), f"not within {TIMEOUT_S} s")
     words = done.stdout.split()
-    return (int(words[1]), words[2:], "-") if words[:1] == ["caught"] else (0, [], done.stderr.strip()[-200:] or "-")
-
-
-@cache
-def _clean(seed: int, redis: bool) -> frozenset[str]:
-    """The violations of a seed without any mutant."""
-    return frozenset(_violated(str(Path(lemegeton.__file__).parent.parent), seed, 1, redis, TIMEOUT_S)[1])
+    if words[:1] == ["caught"]:
+        return Caught(int(words[1]), int(words[2]), frozenset(words[3:]))
+    return Caught(0, None, frozenset(), done.stderr.strip()[-200:] or "-")
 
 
 def table(results: Iterable[Result]) -> Iterable[str]:
     """The results as lines of a Markdown table."""
-    yield "| mutant | file | seeds until caught | violations |"
-    yield "| --- | --- | --- | --- |"
-    for result in results:
-        yield f"| {result.mutant.name} | {result.mutant.file} | {result.seeds or 'never'} | {result.kinds} |"
+    yield "| mutant | file | caught by seed | tried | s | violations |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for each in results:
+        seed = "never" if each.seed is None else each.seed
+        yield f"| {each.mutant.name} | {each.mutant.file} | {seed} | {each.tried} | {each.wall_s:.0f} | {each.kinds} |"
 
 
 def hunt(seeds: int, jobs: int, names: Iterable[str] = (), first: int = 0) -> int:
-    """Run every mutant, or those with these names; 1 if one of them is not caught."""
+    """Run every mutant, or those with these names, and print each as soon as it has ended; 1 if one is not caught."""
     wanted = set(names)
     chosen = [mutant for mutant in MUTANTS if not wanted or mutant.name in wanted]
-    with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(lambda mutant: catch(mutant, seeds, first), chosen))
-    for line in table(results):
+    results: list[Result] = []
+
+    def ended() -> Iterable[Result]:
+        with ThreadPoolExecutor(jobs) as pool:
+            for result in pool.map(lambda mutant: catch(mutant, seeds, first), chosen):
+                results.append(result)
+                yield result
+
+    for line in table(ended()):
         sys.stdout.write(line + "\n")
-    return int(not all(result.seeds for result in results))
+        sys.stdout.flush()
+    return int(any(result.seed is None for result in results))

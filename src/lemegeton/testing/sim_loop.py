@@ -63,6 +63,44 @@ class SimTask(asyncio.Task[Any]):
         return self._number
 
 
+class SimHandle(asyncio.Handle):
+    """A callback that is ready; made without asking the loop whether it is debugged."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Any, args: Any, loop: asyncio.AbstractEventLoop, context: Any) -> None:
+        _fill(self, callback, args, loop, context)
+
+
+class SimTimer(asyncio.TimerHandle):
+    """A callback that has a time; compared with nothing but its like."""
+
+    __slots__ = ()
+
+    def __init__(self, when: float, callback: Any, args: Any, loop: asyncio.AbstractEventLoop, context: Any) -> None:
+        _fill(self, callback, args, loop, context)
+        self._when = when
+        self._scheduled = True
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        return self._when < other._when  # type: ignore[attr-defined, no-any-return]
+
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            self._callback = self._args = None  # type: ignore[assignment]
+
+
+def _fill(handle: Any, callback: Any, args: Any, loop: asyncio.AbstractEventLoop, context: Any) -> None:
+    """What `asyncio.Handle` makes of its arguments."""
+    handle._context = contextvars.copy_context() if context is None else context
+    handle._loop = loop
+    handle._callback = callback
+    handle._args = args
+    handle._cancelled = False
+    handle._repr = handle._source_traceback = None
+
+
 class SimLoop(VirtualLoop):
     """A virtual loop that knows process lives.  ``broken`` collects what reached the loop's exception handler."""
 
@@ -81,6 +119,23 @@ class SimLoop(VirtualLoop):
         if life is not None:
             life.adopt(task)
         return task
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+        handle = SimHandle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        timer = SimTimer(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._clock.now + delay, callback, *args, context=context)
 
     def _on_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

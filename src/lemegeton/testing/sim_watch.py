@@ -11,20 +11,18 @@ trimmed   a record was trimmed that a durable subscription of another site has n
 receipt   a publish was acknowledged as in the shared Redis, which was never given the record
 ========= ==============================================================================================================
 
-A record may be there twice once somebody deleted the marks alone, and be told again after a power cut or where a disk
-failed: both take what the relay knew.
+It looks for itself, not through the bus.  A record may be there twice once somebody deleted the marks alone, and be told
+again after a power cut or where a disk failed: both take what the relay knew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from lemegeton.codec import Head, head_of
 from lemegeton.lane import Lane
 from lemegeton.logs.origin import site_of
-from lemegeton.logs.redis_entries import Entry, entry_of, lane_field, sequence_in
 from lemegeton.sharing import Shared, acks_of, matcher
 from lemegeton.testing.fake_redis import FakeRedisServer
 from lemegeton.testing.fake_redis_store import Hash
@@ -82,8 +80,7 @@ class Watch:
     # ------------------------------------------------------------------------------------------ the script
 
     def _added(self, key: bytes, fields: list[bytes]) -> None:
-        entry = entry_of((b"0-1", fields))
-        lane, seq = _lane(key, entry.head), entry.head.seq
+        lane, seq, through = _placed(key, fields)
         if self._server.store.peek(key) is None:
             self._unmarked.discard(key)
             if self._marks(key) is not None:
@@ -91,42 +88,47 @@ class Watch:
         elif self._lies(key, lane, seq) and key not in self._unmarked:
             self._violate("twice", f"{lane}: {seq} is in the stream and was appended again")
         marks = self._marks(key)
-        mark = marks.get(lane_field(lane).encode(), b"") if marks is not None else b""
-        after = self._running.get((key, lane), sequence_in(mark.partition(b":")[0]) or 0)
+        mark = marks.get(_field(lane), b"0") if marks is not None else b"0"
+        after = self._running.get((key, lane), int(mark.partition(b":")[0]))
         if missing := next((each for each in range(after + 1, seq) if self._has(lane, each)), 0):
             self._violate("hole", f"{lane}: {seq} was appended behind {after}, and a log has {missing}")
-        self._running[key, lane] = entry.through
-        self._taken[lane] = max(entry.through, self._taken.get(lane, 0))
+        self._running[key, lane] = through
+        self._taken[lane] = max(through, self._taken.get(lane, 0))
 
     def _marks(self, key: bytes) -> Hash | None:
         """The marks beside a stream."""
         found = self._server.store.peek(key.partition(STREAM)[0] + MARKS + key + b"}")
         return found if isinstance(found, Hash) else None
 
-    def _entries(self, key: bytes) -> list[Entry]:
+    def _entries(self, key: bytes) -> Iterator[tuple[bytes, Lane, int, int]]:
+        """The id of each entry, its lane, and the first and last sequence that it stands for."""
         stream = self._server.store.peek(key)
-        return [entry_of((id_text(each.id), each.fields)) for each in stream] if isinstance(stream, Stream) else []
+        for entry in stream if isinstance(stream, Stream) else ():
+            yield id_text(entry.id), *_placed(key, entry.fields)
 
     def _lies(self, key: bytes, lane: Lane, seq: int) -> bool:
         """Whether a record is in the stream."""
         if self._taken.get(lane, 0) < seq:
             return False
-        return any(each.head.seq <= seq <= each.through and _lane(key, each.head) == lane for each in self._entries(key))
+        return any(of == lane and first <= seq <= through for _, of, first, through in self._entries(key))
 
     def _marked(self, key: bytes, field: bytes, mark: bytes) -> None:
         stream = key.partition(MARKS)[2][:-1]
-        last = next((seq for (of, lane), seq in self._running.items() if (of, lane_field(lane)) == (stream, field.decode())), 0)
-        if sequence_in(mark.partition(b":")[0]) != last:
+        last = next((seq for (of, lane), seq in self._running.items() if (of, _field(lane)) == (stream, field)), 0)
+        if int(mark.partition(b":")[0]) != last:
             self._violate("mark", f"{stream!r} {field!r}: the mark became {mark!r}, appended last was {last}")
 
     def _published(self, channel: bytes, data: bytes) -> None:
-        head = head_of(data)
-        lane = next(lane for _, lane in self._running if (lane.origin, lane.inc, lane.priority) == (
-            head.origin, head.inc, head.priority))
+        wire = msgspec.json.decode(data, type=_Wire)
+        place = wire.origin, wire.inc, wire.priority
+        lane = next((lane for (_, lane), last in self._running.items() if lane[1:] == place and last >= wire.seq), None)
+        if lane is None:
+            self._violate("mark", f"{channel!r}: {place} {wire.seq} is published and was not appended")
+            return
         told = self._told.setdefault(lane, set())
-        if head.seq in told and head.seq <= self._accepted.get(lane, 0) and self._remembers():
-            self._violate("told", f"{lane}: {head.seq} was accepted before and is published again")
-        told.add(head.seq)
+        if wire.seq in told and wire.seq <= self._accepted.get(lane, 0) and self._remembers():
+            self._violate("told", f"{lane}: {wire.seq} was accepted before and is published again")
+        told.add(wire.seq)
 
     # ------------------------------------------------------------------------------------------ trimming
 
@@ -143,16 +145,15 @@ class Watch:
 
     def _trimmed(self, key: bytes, idents: list[bytes]) -> None:
         known = self._server.store.peek(key.partition(STREAM)[0] + b"subscriptions")
-        for entry in self._entries(key):
-            if entry.id not in idents:
+        for ident, lane, _, through in self._entries(key):
+            if ident not in idents:
                 continue
-            lane = _lane(key, entry.head)
             for field, data in known.items() if isinstance(known, Hash) else ():
                 shared, name = msgspec.json.decode(data, type=Shared), field.decode()
                 if (matcher(shared.patterns)(lane.channel) and name.rpartition("@")[2] != site_of(lane.origin)
                         and self._clock() - self._since[field] > SETTLE_S
-                        and self._settled.get((key, name, lane_field(lane)), 0) < entry.through):
-                    self._violate("trimmed", f"{lane}: {entry.through} was trimmed, and {name} has not settled it")
+                        and self._settled.get((key, name, _field(lane).decode()), 0) < through):
+                    self._violate("trimmed", f"{lane}: {through} was trimmed, and {name} has not settled it")
 
     # ------------------------------------------------------------------------------------------ the publishers
 
@@ -169,5 +170,22 @@ class Watch:
             del self._accepted[lane]
 
 
-def _lane(key: bytes, head: Head) -> Lane:
-    return Lane(key.decode().partition("message-stream:")[2], head.origin, head.inc, head.priority)
+class _Wire(msgspec.Struct):
+    origin: str
+    inc: int
+    seq: int
+    priority: int = 1
+
+
+def _placed(key: bytes, fields: Sequence[bytes]) -> tuple[Lane, int, int]:
+    """The lane of an entry, and the first and last sequence that it stands for."""
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    lane = Lane(key.partition(STREAM)[2].decode(), values[b"origin"].decode(), int(values[b"inc"]),
+                int(values.get(b"priority", b"1")))
+    seq = int(values[b"seq"])
+    return lane, seq, int(values[b"through"]) if values.get(b"type") in (b"skip", b"gone") else seq
+
+
+def _field(lane: Lane) -> bytes:
+    """A lane as the marks name it."""
+    return f"{lane.origin}.{lane.inc}.{lane.priority}".encode()

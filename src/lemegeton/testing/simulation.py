@@ -14,7 +14,7 @@ import hashlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -239,26 +239,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--redis", action="store_true", help="two or three sites that share a Redis, and its faults")
     parser.add_argument("--mutants", action="store_true", help="plant bugs and see how soon they are found")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first violation and name it")
+    parser.add_argument("--prefer", default="", help="with --until-failure: seeds with most of these faults first")
+    parser.add_argument("--skip", type=int, default=0, help="with --until-failure: leave out so many of the first")
+    parser.add_argument("--only", default="", help="with --mutants: only this one")
     parser.add_argument("--trace", action="store_true", help="print the trace of every seed")
     options = parser.parse_args(arguments)
     seeds = range(options.first, options.first + options.seeds)
     if options.mutants:
         from lemegeton.testing.mutants import hunt
 
-        return hunt(options.seeds, options.jobs, first=options.first)
+        return hunt(options.seeds, options.jobs, [options.only] if options.only else (), options.first)
     if options.trace:
         for seed in seeds:
             _say(f"{seed} {simulate(seed, redis=options.redis).trace}")
         return 0
     if options.until_failure:
-        return _until_failure(seeds, options.redis)
+        return _until_failure(preferring(options.prefer.split(","), seeds, options.redis)[options.skip :], options.redis)
     return _all(seeds, options.jobs, options.redis)
 
 
-def _until_failure(seeds: range, redis: bool) -> int:
+def preferring(kinds: Iterable[str], seeds: Sequence[int], redis: bool) -> list[int]:
+    """The seeds, those whose plans have most faults of these kinds first."""
+    wanted = set(kinds) & STRIKES.keys()
+    if not wanted:
+        return list(seeds)
+    return sorted(seeds, key=lambda seed: -sum(fault.kind in wanted for fault in plan_of(seed, redis).faults))
+
+
+def _until_failure(seeds: Sequence[int], redis: bool) -> int:
     totals = run(seeds, 1, first_failure=True, redis=redis)
     for report in totals.failed:
-        _say(f"caught {totals.seeds} {' '.join(sorted({violation.kind for violation in report.violations}))}")
+        kinds = sorted({violation.kind for violation in report.violations})
+        _say(f"caught {totals.seeds} {report.seed} {' '.join(kinds)}")
     return int(bool(totals.failed))
 
 
