@@ -149,8 +149,8 @@ def hear(*, place: str | list[Any], count: int, latency: bool = False) -> None:
 # ── the client library ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def library_publish(*, url: str, wire: str, count: int, rate: float = 0.0, tasks: int = 1) -> None:
-    """PUBLISH, awaited."""
+async def library_publish(*, url: str, wire: str, count: int, rate: float) -> None:
+    """PUBLISH, awaited, at a pace."""
     import redis.asyncio as library
 
     before, after = _around(wire.encode())
@@ -158,18 +158,13 @@ async def library_publish(*, url: str, wire: str, count: int, rate: float = 0.0,
     await client.ping()
     ready()
     begun = _now()
-
-    async def some(count: int) -> None:
-        for n in range(count):
-            if rate:
-                await paced(begun + int(n * 1e9 / rate))
-            await client.publish(CHANNEL, b"%b%020d%b" % (before, _now(), after))
-
-    await asyncio.gather(*[some(count // tasks) for _ in range(tasks)])
+    for n in range(count):
+        await paced(begun + int(n * 1e9 / rate))
+        await client.publish(CHANNEL, b"%b%020d%b" % (before, _now(), after))
     tell(begun=begun, ended=_now())
 
 
-async def library_subscribe(*, url: str, count: int, latency: bool = False) -> None:
+async def library_subscribe(*, url: str, count: int) -> None:
     """Its ``listen``."""
     import redis.asyncio as library
 
@@ -181,9 +176,8 @@ async def library_subscribe(*, url: str, count: int, latency: bool = False) -> N
     latencies: list[int] = []
     for _ in range(count):
         data = (await anext(heard))["data"]
-        if latency:
-            at = data.index(STAMP) + len(STAMP)
-            latencies.append(_now() - int(data[at : at + STAMP_CHARS]))
+        at = data.index(STAMP) + len(STAMP)
+        latencies.append(_now() - int(data[at : at + STAMP_CHARS]))
     tell(ended=_now(), **percentiles(latencies))
 
 
