@@ -1,20 +1,22 @@
 """What Redis can do by itself: commands packed by hand on a raw socket, and the client library awaited.
 
-Everything here carries the bytes of one of our records (``wire`` and ``fields``, as our own relay made them), with a
-stamp of its own in each.  The writer packs a batch, sends it and waits for its answers; the reader counts what is
+Everything here carries one of our records (``wire`` and ``fields``, as our own relay made them), with a stamp of its own in
+each: by hand as bytes that nobody looks into, through the library as JSON that is made from a payload and read for a
+handler, as whoever uses it has to.  The writer packs a batch, sends it and waits for its answers; the reader counts what is
 published.  Nothing is kept on a disk, numbered, checked or remembered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import hiredis
-from common import STAMP_CHARS, leave, paced, percentiles, ready, spec, tell, wait_until
+from common import STAMP_CHARS, leave, paced, payload, percentiles, ready, spec, tell, wait_until
 
 CHANNEL = "load-0"
 STREAM = f"message-stream:{CHANNEL}"
@@ -150,34 +152,37 @@ def hear(*, place: str | list[Any], count: int, latency: bool = False) -> None:
 
 
 async def library_publish(*, url: str, wire: str, count: int, rate: float) -> None:
-    """PUBLISH, awaited, at a pace."""
+    """PUBLISH of the same record as JSON, awaited, at a pace."""
     import redis.asyncio as library
 
-    before, after = _around(wire.encode())
+    record = json.loads(wire)
     client = library.Redis.from_url(url)
     await client.ping()
     ready()
     begun = _now()
     for n in range(count):
         await paced(begun + int(n * 1e9 / rate))
-        await client.publish(CHANNEL, b"%b%020d%b" % (before, _now(), after))
+        record["payload"] = payload()
+        await client.publish(CHANNEL, json.dumps(record))
     tell(begun=begun, ended=_now())
 
 
 async def library_subscribe(*, url: str, count: int) -> None:
-    """Its ``listen``."""
+    """Its ``listen``, and a handler that is given what was published."""
     import redis.asyncio as library
+
+    latencies: list[int] = []
+
+    async def handle(message: dict[str, Any]) -> None:
+        latencies.append(_now() - int(message["payload"]["t"][:STAMP_CHARS]))
 
     pubsub = library.Redis.from_url(url).pubsub()
     await pubsub.subscribe(CHANNEL)
     heard = pubsub.listen()
     await anext(heard)
     ready()
-    latencies: list[int] = []
     for _ in range(count):
-        data = (await anext(heard))["data"]
-        at = data.index(STAMP) + len(STAMP)
-        latencies.append(_now() - int(data[at : at + STAMP_CHARS]))
+        await handle(json.loads((await anext(heard))["data"]))
     tell(ended=_now(), **percentiles(latencies))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lemegeton.codec import decode
+from lemegeton.codec import Draft, decode, form_of
 from lemegeton.config import Settings
 from lemegeton.errors import BusClosed, LogError, PositionLost
 from lemegeton.events import DoorbellLost, Event, IncarnationBegun
@@ -516,3 +516,33 @@ async def test_whoever_reads_what_this_process_writes_reads_over_the_end_of_a_se
         assert seen == n
         await write(log, n)
     assert len(rig.files()) > 5
+
+
+@pytest.mark.parametrize("seed", range(8))
+@in_virtual_time
+async def test_whoever_copies_at_once_is_given_what_lies_in_the_file(seed: int) -> None:
+    rig, chance = Rig(), Random(seed)
+    log = await rig.log(segment_bytes=2000)
+    other = await rig.log()
+    form = form_of(Draft(0, "custom", "sender", None))
+    lane = (await write(log, 0)).lane
+    marked: list[Lane] = []
+    log.tell(marked.append)
+    cursor, behind = await log.seek(lane, 0), 0
+    for n in range(1, 200):
+        if chance.random() < 0.1:
+            await asyncio.gather(*(write(log, n) for _ in range(chance.randint(1, 3))))
+        elif chance.random() < 0.1:
+            log.append_now("d", 1, form, n, b"1")
+        elif not isinstance(log.append_now("c", 1, form, n, b'"%b"' % (b"x" * chance.randint(0, 2))), Position):
+            await write(log, n)
+        if chance.random() < 0.7:
+            found = await log.read(lane, cursor)
+            await other.lanes("c")
+            there = await other.read(lane, cursor)
+            assert list(found.records[:1]) == list(there.records[:1])
+            assert list(found.records) == list(there.records[: len(found.records)])
+            assert found.more or len(found.records) == len(there.records)
+            cursor, behind = found.cursor, behind + len(found.records)
+    assert {each.channel for each in marked} == {"c", "d"}
+    assert behind > 100

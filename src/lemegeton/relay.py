@@ -54,12 +54,14 @@ class Place:
 
 
 class Flight(NamedTuple):
-    """An offer that is under way: its answer, the last item, the log's cursor behind it, whether there is more."""
+    """An offer that is under way: its answer, the last item, the log's cursor behind it, whether there is more, and whether
+    it begins a place."""
 
     answer: Awaitable[Answer]
     last: Item
     cursor: Cursor
     more: bool
+    begins: bool
 
 
 class Relay:
@@ -93,7 +95,10 @@ class Relay:
                 await self._offer(lane, place, flights)
                 if not flights:
                     return place.next - 1
+                last = flights[-1]
                 place = await self._land(lane, place, flights)
+                if place is not None and place.next > last.last.through and not last.more:
+                    return place.next - 1  # what came meanwhile has marked the lane again
             return 0
         except BaseException:
             self._places.pop(lane, None)
@@ -107,17 +112,16 @@ class Relay:
         """Have offers under way: those behind the first spare the replica waiting for us.
 
         Whatever becomes of one, the next is only taken behind it.  What begins a place goes alone."""
-        while len(flights) < FLIGHTS_MAX and (not flights or flights[-1].more):
+        while len(flights) < FLIGHTS_MAX and (not flights or (flights[-1].more and not flights[-1].begins)):
             ahead = Place(flights[-1].last.through + 1, flights[-1].cursor) if flights else place
             begins = ahead.cursor is None
             items, batch = await self._next(lane, ahead)
             if not items or (flights and ahead.base):
                 return
             call = self._replica.accept(lane, items, base=ahead.base, told=self._told.get(lane))
-            more = batch.more and not begins
             # The usual one, alone, is awaited as it is: a task would begin a turn of the loop later.
-            answer = asyncio.ensure_future(call) if more or flights else call
-            flights.append(Flight(answer, items[-1], batch.cursor, more))
+            answer = asyncio.ensure_future(call) if flights or (batch.more and not begins) else call
+            flights.append(Flight(answer, items[-1], batch.cursor, batch.more, begins))
 
     async def _land(self, lane: Lane, place: Place, flights: deque[Flight]) -> Place | None:
         """The answer to the first offer that is under way."""

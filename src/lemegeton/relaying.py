@@ -134,6 +134,7 @@ class Relaying:
         self._news = asyncio.Event()
         self._closing = False
         self._busy = 0
+        self._probe_due = False
         self._end = link.on_change(self._on_change)
 
     def appended(self, lane: Lane) -> None:
@@ -160,16 +161,14 @@ class Relaying:
 
     async def run(self) -> None:
         """Relay until `close`."""
-        loop = asyncio.get_running_loop()
-        probe_at = loop.time() + PROBE_S
+        # A timer that runs through is cheaper than one that is set anew at every message.
+        timer = self._probe_later()
         while not self._closing:
-            timer = loop.call_at(probe_at, self._news.set)
             await self._news.wait()
-            timer.cancel()
             self._news.clear()
-            if loop.time() >= probe_at:
-                probe_at = loop.time() + PROBE_S
+            if self._probe_due:
                 await self._probe()
+                timer = self._probe_later()
             while self._marked and self._link.up and not self._paused() and not self._closing:
                 lanes = list(self._marked)[:LANES_AT_ONCE]
                 for lane in lanes:
@@ -182,6 +181,15 @@ class Relaying:
                         for lane in lanes:
                             group.create_task(self._copy(lane))
                 self._busy = 0
+        timer.cancel()
+
+    def _probe_later(self) -> asyncio.TimerHandle:
+        self._probe_due = False
+        return asyncio.get_running_loop().call_later(PROBE_S, self._probe_now)
+
+    def _probe_now(self) -> None:
+        self._probe_due = True
+        self._news.set()
 
     async def _probe(self) -> None:
         """Lanes whose mark went back are copied again from there."""

@@ -256,6 +256,8 @@ class FileLog:
 
     async def read(self, lane: Lane, cursor: Cursor, limit: int = READ_BYTES) -> Batch:
         self._check_open()
+        if self._writer is not None and (latest := self._writer.latest(lane, cursor)) is not None:
+            return latest
         batch = self._reader.read(lane, cursor, limit)
         if not batch.records and self._has_unread_segment(lane):
             self._reader.look(lane.channel)

@@ -33,6 +33,7 @@ class Segment:
 
     path: str
     fd: int
+    first: int
     size: int = 0
     synced: int = 0
     entry_synced: bool = False
@@ -109,11 +110,11 @@ class SegmentFiles:
             self.make_directory(lane.channel)
             fd = self._fs.open(path, _NEW, 0o600)
         self.created(lane.channel)
-        return self._keep(Segment(path, fd))
+        return self._keep(Segment(path, fd, first))
 
-    def adopt(self, path: str) -> Segment:
+    def adopt(self, path: str, first: int) -> Segment:
         """An existing segment of ours, to go on with."""
-        segment = Segment(path, -1)
+        segment = Segment(path, -1, first)
         self.reopen(segment)
         segment.size = self._fs.fstat(segment.fd).st_size
         return segment

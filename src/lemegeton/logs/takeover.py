@@ -46,7 +46,7 @@ class Takeover:
         if not self._origin.continuable(last.inc):
             return None
         lane = Lane(channel, last.origin, last.inc, last.priority)
-        segment = self._files.adopt(f"{self._files.directory(channel)}/{last}")
+        segment = self._files.adopt(f"{self._files.directory(channel)}/{last}", last.first)
         seq = last_sequence(self._fs, segment, lane, self._line_bytes_max)
         if seq is None:
             self._files.close(segment)
@@ -66,7 +66,7 @@ class Takeover:
 
     def _end_of(self, channel: str, last: SegmentName) -> bytes:
         """What the first record of a new incarnation says of the one before it; nothing where that cannot be told."""
-        segment = self._files.adopt(f"{self._files.directory(channel)}/{last}")
+        segment = self._files.adopt(f"{self._files.directory(channel)}/{last}", last.first)
         lane = Lane(channel, last.origin, last.inc, last.priority)
         try:
             seq = end_of(self._fs, segment, lane, last.first)

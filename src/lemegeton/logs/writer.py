@@ -20,7 +20,7 @@ from itertools import takewhile
 from lemegeton.checksum import crc32
 from lemegeton.events import IncarnationBegun, Observer, SegmentSealed
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Position
+from lemegeton.logs.base import Batch, Cursor, Position
 from lemegeton.logs.lanes import Entry, LaneWriter, answer, records_since
 from lemegeton.logs.origin import Origin
 from lemegeton.logs.room import Room
@@ -58,6 +58,8 @@ class Writer:
         """Takes over written entries whose senders wait for the disk."""
         self.appended: Callable[[Lane], None] | None = None
         """Called with the lane after every write."""
+        self._latest: tuple[LaneWriter, Cursor, Cursor, bytes] | None = None
+        """What was written last, for whoever is called: from the file it would take 8 µs more."""
 
     @property
     def origin(self) -> str:
@@ -92,6 +94,7 @@ class Writer:
         self._room.used += written
         writer.next = seq + 1
         if self.appended is not None:
+            self._latest = writer, (segment.first, segment.size - written), (segment.first, segment.size), wire
             self.appended(writer.lane)
         return Position(writer.lane, seq)
 
@@ -165,6 +168,14 @@ class Writer:
             if for_disk:
                 assert self.to_disk is not None, "there is a syncer where there is a writer"
                 self.to_disk(writer, for_disk)
+
+    def latest(self, lane: Lane, cursor: Cursor) -> Batch | None:
+        """The record at this cursor, if it is the one that was written last."""
+        if self._latest is None or self._latest[1] != cursor or self._latest[0].lane != lane:
+            return None
+        writer, _, end, wire = self._latest
+        segment = writer.segment
+        return Batch((wire,), end, segment is None or end != (segment.first, segment.size))
 
     # ------------------------------------------------------------------------------------------ write
 
