@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,12 @@ QUICK = Size(messages=16_000, synced=3_200, rows=4_000, large=(2_000, 200), pace
 def channel_side(count: int) -> str:
     """What a side is called that goes over so many channels."""
     return "1 channel" if count == 1 else f"{count:,} channels"
+
+
+def among_channels(figures: Sequence[str]) -> list[Pair]:
+    """Rows that hold many channels beside one."""
+    one, *more = (channel_side(count) for count in CHANNELS)
+    return [Pair(figure, side, one) for figure in figures for side in more]
 
 
 def costs(found: Found, figure: str, side: str, count: int, reader: Ran, writer: Ran) -> None:
@@ -198,11 +204,9 @@ class FileBench:
 
     def part(self) -> Part:
         """Everything that was measured."""
-        one, few, many = (channel_side(count) for count in CHANNELS)
         figures = [name for name in self.found.samples if name.startswith("files: ")]
-        channels = [name for name in figures if name == MANY or name in (MEMORY.format(role=role) for role in ROLES)]
-        pairs = [*beside(self.found, [name for name in figures if name not in channels]),
-                 *(Pair(name, side, one) for name in channels for side in (few, many))]
+        compared = [name for name in figures if self.found.values(name, channel_side(CHANNELS[0]))]
+        pairs = [*beside(self.found, [name for name in figures if name not in compared]), *among_channels(compared)]
         return Part("files", "Files", TEXT.format(line_bytes=self.line_bytes()), pairs)
 
 

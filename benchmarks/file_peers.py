@@ -41,11 +41,17 @@ def polled(take: Callable[[Handled], bool], handler: Handled) -> None:
     handler.tell()
 
 
-# ── SQLite, 64 rows a commit ─────────────────────────────────────────────────────────────────────────────────────────
+# ── SQLite, a row a commit, 64 rows a commit ─────────────────────────────────────────────────────────────────────────
+
+
+def sqlite_row_publish(path: str, work: Work) -> None:
+    """By hand: WAL, ``synchronous=NORMAL``."""
+    db = database(f"{path}/log.db")
+    timed(lambda: db.execute("INSERT INTO messages (line) VALUES (?)", (json.dumps(payload()).encode(),)), work)
 
 
 def sqlite_publish(path: str, work: Work) -> None:
-    """By hand: WAL, ``synchronous=NORMAL``."""
+    """The same in transactions."""
     db = database(f"{path}/log.db")
     ready()
     begun = time.perf_counter_ns()

@@ -43,7 +43,7 @@ def program(name: str) -> str | None:
 
 
 def _files(name: str, package: str, role: str, note: str, **more: Any) -> Peer:
-    return Peer(name, package, f"{role}_publish", f"{role}_subscribe", "", note, files=True, **more)
+    return Peer(name, package, f"{role}_publish", f"{more.pop('reader', role)}_subscribe", "", note, files=True, **more)
 
 
 def _server(name: str, package: str, role: str, server: str, note: str, **more: Any) -> Peer:
@@ -54,6 +54,7 @@ KOMBU_FILES, DIRQ, LITEQUEUE, JETSTREAM, OUTSTANDING = (
     "Kombu, filesystem", "dirq", "litequeue", "JetStream", "JetStream, 256 outstanding")
 """Those with a bar: they promise as much, and are waited for as ours is."""
 PEERS = (
+    _files("SQLite, a row a commit", "", "sqlite_row", "WAL, NORMAL", reader="sqlite"),
     _files("SQLite, 64 rows a commit", "", "sqlite", "WAL, NORMAL", paced=False),
     _files(KOMBU_FILES, "kombu", "kombu", "reader after writer: beside it, it reads half-written files and fails",
            after=True, paced=False),

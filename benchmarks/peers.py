@@ -234,5 +234,5 @@ def _one_after_the_other(reader: Role, writer: Role) -> Crowd:
 
 TEXT = """One publisher process, one subscriber process, 256 bytes a message, each peer as its documentation says; {count:,}
 messages of a peer, {ours:,} of ours, each publish awaited unless its note says otherwise. Two sites: ours through a Redis. A
-server of its own for everybody who needs one. CPU counts from the first publish to the last delivery; a server's memory is
-all it had."""
+server of its own for everybody who needs one. A latency of many milliseconds: that side did not keep the pace. CPU counts
+from the first publish to the last delivery; a server's memory is all it had."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from figures import FAST_HZ, PAYLOADS, SLOW_HZ, TASKS, WRITERS, costs, latencies
+from figures import CHANNELS, FAST_HZ, PAYLOADS, SLOW_HZ, TASKS, WRITERS, among_channels, channel_side, costs, latencies
 from outage import outage
 from stand import Found, Role, StepFailed, Turn, alone, crowd, directory, rate
-from table import Pair, Part, beside
+from table import Part, beside
 
 from lemegeton.config import Settings
 from lemegeton.logs.redis_replica import HARD_LENGTH
@@ -30,6 +30,7 @@ THROUGHPUT = "Redis: {kind}, 64 tasks, msg/s"
 AWAITED = "Redis: {kind}, each publish awaited, msg/s"
 EIGHT = "Redis: {kind}, eight publishers of 64 tasks, msg/s"
 LARGE = "Redis: {kind}, payload of {size}, 64 tasks, msg/s"
+MANY = "Redis: {kind}, channels in turn, glob subscription, msg/s"
 LATENCY = "Redis: {kind}, latency at {hz:,} msg/s, {part}, µs"
 SERVER = "CPU of the server, µs a message"
 KEPT = f"Redis: {HISTORY:,} messages of history, memory of the server, MB"
@@ -112,12 +113,14 @@ class RedisBench:
         marks = self.server.cli("HVALS", MARKS)
         return int(marks[0].partition(b":")[0]) if marks else 0
 
-    def ours(self, figure: str, kind: str, count: int, *, writers: int = 1, **more: Any) -> None:
+    def ours(self, figure: str, kind: str, count: int, *, side: str = "ours", pattern: str = CHANNEL, writers: int = 1,
+             **more: Any) -> None:
         """Publishers on one site, a durable subscriber on the other."""
         with directory(self.root) as path:
             here, url = str(path / "a"), self.url(kind)
-            reader = Role("ours.py", "subscribe", home=str(path / "b"), count=count, latency="rate" in more, url=url)
-            self._run(figure, "ours", count, reader, [
+            reader = Role("ours.py", "subscribe", home=str(path / "b"), count=count, patterns=[pattern],
+                          latency="rate" in more, url=url)
+            self._run(figure, side, count, reader, [
                 Role("ours.py", "publish", home=here, count=count // writers, url=url, name=f"sender{n}", **more)
                 for n in range(writers)])
 
@@ -177,6 +180,7 @@ class RedisBench:
                                    lambda: self.by_hand(awaited, TCP, ALONE, count // 4)), rounds),
             Turn("redis.eight", (lambda: self.ours(eight, TCP, count, tasks=TASKS, writers=WRITERS),
                                  lambda: self.by_hand(eight, TCP, BATCHES, count, batch=BATCH, writers=WRITERS)), rounds),
+            Turn("redis.channels", [self._channels(channels) for channels in CHANNELS], min(rounds, size.peer_rounds)),
             *(self._large(payload, some) for payload, some in zip(PAYLOADS, size.large, strict=True)),
             Turn("redis.outage", (lambda: outage(self.root, self.server, self.found),), size.outages),
             Turn("redis.history", (self.history,), 1),
@@ -203,6 +207,10 @@ class RedisBench:
         both = min(rounds, self.size.peer_rounds) if peer else 0
         return [turn for turn in (Turn(name, (*sides, *peer), both), Turn(name, sides, rounds - both)) if turn.rounds]
 
+    def _channels(self, channels: int) -> Callable[[], None]:
+        return lambda: self.ours(MANY.format(kind=TCP), TCP, self.size.messages // 4, side=channel_side(channels),
+                                 pattern="load-*", channel_count=channels)
+
     def _large(self, payload: int, count: int) -> Turn:
         figure = LARGE.format(kind=TCP, size=PAYLOADS[payload])
         return Turn(f"redis.payload-{payload}", (
@@ -214,8 +222,9 @@ class RedisBench:
     def part(self) -> Part:
         """Everything that was measured."""
         figures = [name for name in self.found.samples if name.startswith("Redis: ")]
-        pairs: list[Pair] = beside(self.found, figures)
-        return Part("redis", "Redis", TEXT, pairs)
+        compared = [name for name in figures if self.found.values(name, channel_side(CHANNELS[0]))]
+        return Part("redis", "Redis", TEXT, [
+            *beside(self.found, [name for name in figures if name not in compared]), *among_channels(compared)])
 
 
 TEXT = """Two sites on this machine. Ours: publish → file → relay → script (XADD, PUBLISH, mark) → doorbell → decode, intent,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ from table import Part
 from lemegeton.testing.servers import RedisServer
 
 HERE = Path(__file__).parent
+ENDED = 128 + signal.SIGTERM
 
 
 class Bench(Protocol):
@@ -158,5 +160,10 @@ def _tell(found: Found, parts: list[Part], run: Run, given: argparse.Namespace) 
     return 1 if found.failed or not all(one.holds for one in judged) else 0
 
 
+def _ended(*_: object) -> None:
+    sys.exit(ENDED)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _ended)  # so that nothing that was started is left behind
     sys.exit(main())
