@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import lemegeton
 from lemegeton import LemegetonError, Message, MessageBus, NameTaken, Receipt
 from lemegeton.channels import compile_glob
 from lemegeton.errors import BusClosed
@@ -339,7 +340,8 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the parent, which ends us
     spec = json.loads(sys.argv[1])
-    asyncio.run(rival(spec) if spec.get("rival") else live(spec))
+    run = random.choice((lemegeton.run, asyncio.run))
+    run(rival(spec) if spec.get("rival") else live(spec))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PUBLIC = {
     "CoordinationModeManager", "DiskFull", "HomeRefused", "Hub", "InvalidMessage", "InvalidSetting", "LemegetonError",
     "LogError", "Message", "MessageBus", "MessagePriority", "MessageType", "NameTaken", "NoAgent", "NotReached",
     "PositionLost", "Receipt", "RedisLost", "RedisRefused", "Settings", "Stats", "Subscription", "__version__",
-    "events",
+    "events", "run",
 }
 
 

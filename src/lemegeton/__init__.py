@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         RedisRefused,
     )
     from lemegeton.hub import Hub
+    from lemegeton.loops import run
     from lemegeton.message import Message, MessagePriority, MessageType, Receipt
     from lemegeton.modes import CoordinationMode, CoordinationModeManager
     from lemegeton.stats import Stats
@@ -52,6 +53,7 @@ _HOMES = {
         "RedisLost", "RedisRefused",
     ),
     "hub": ("Hub",),
+    "loops": ("run",),
     "message": ("Message", "MessagePriority", "MessageType", "Receipt"),
     "modes": ("CoordinationMode", "CoordinationModeManager"),
     "stats": ("Stats",),
@@ -90,6 +92,7 @@ __all__ = [
     "Subscription",
     "__version__",
     "events",
+    "run",
 ]
 
 

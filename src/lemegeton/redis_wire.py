@@ -14,7 +14,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -44,8 +44,7 @@ class RedisWire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is connected; nobody is logged in yet."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # that of uvloop is one by its methods only
 
     def begin(self, heard: Heard | None, lost: Callable[[str], None]) -> None:
         """It is logged in: from now on it hears, and its end is told."""
