@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,16 @@ class Handled:
     def tell(self) -> None:
         """That it was the last one."""
         tell(ended=time.perf_counter_ns(), **percentiles(self._latencies))
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Every side that has a loop has the same: uvloop where it is installed, as `lemegeton.run` takes it."""
+    try:
+        import uvloop
+    except ImportError:
+        uvloop = None
+    with asyncio.Runner(loop_factory=uvloop and uvloop.new_event_loop) as runner:
+        runner.run(main)
 
 
 def tell(**answer: Any) -> None:

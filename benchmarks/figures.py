@@ -15,14 +15,13 @@ SLOW_HZ, FAST_HZ = 500, 5000
 TASKS, WRITERS = 64, 8
 CHANNELS = (1, 100, 1000)
 PAYLOADS = {1024: "1 KiB", 65_536: "64 KiB"}
-RAW, SQLITE = "raw", "SQLite"
+RAW, BARE, SQLITE = "raw", "raw, 64 lines a write and sync, no tasks", "SQLite"
 
 ONE = "files: one publisher, each publish awaited, msg/s"
 ROWS = "files: the same beside SQLite (WAL, NORMAL, a row a commit), msg/s"
 GROUPED = "files: one publisher, 64 tasks, msg/s"
 EIGHT = "files: eight publishers, each publish awaited, msg/s"
 DISK = 'files: ack="disk", 64 tasks, msg/s'
-BARE_DISK = "files: the same beside one write and sync for 64 lines, no tasks, msg/s"
 GROUP = 'files: ack="disk", 64 tasks, messages a sync'
 MANY = "files: channels in turn, glob subscription, msg/s"
 MEMORY = "files: the same, peak memory of the {role}, MB"
@@ -138,20 +137,20 @@ class FileBench:
             ran = crowd([reader], writers)
         self.found.add(EIGHT, side, rate(count, ran.begun, ran.ended))
 
-    def ours_disk(self, figure: str) -> None:
+    def ours_disk(self) -> None:
         """64 tasks that each wait for the disk; nobody reads."""
         count = self.size.synced
         with directory(self.root) as path:
             told = alone(Role("ours.py", "publish", home=str(path), count=count, tasks=TASKS, ack="disk")).told
-        self.found.add(figure, "ours", rate(count, told["begun"], told["ended"]))
+        self.found.add(DISK, "ours", rate(count, told["begun"], told["ended"]))
         self.found.add(GROUP, "ours", count / max(1, told["syncs"]))
 
-    def raw_disk(self, figure: str, role: str, **more: Any) -> None:
+    def raw_disk(self, side: str, role: str, **more: Any) -> None:
         """Lines that are synced in groups of 64; nobody reads."""
         count, line_bytes = self.size.synced, self.line_bytes()
         with directory(self.root) as path:
             told = alone(Role("raw.py", role, path=str(path / "log"), count=count, line_bytes=line_bytes, **more)).told
-        self.found.add(figure, RAW, rate(count, told["begun"], told["ended"]))
+        self.found.add(DISK, side, rate(count, told["begun"], told["ended"]))
 
     def sqlite(self) -> None:
         """A row a commit."""
@@ -176,8 +175,8 @@ class FileBench:
         one = (lambda: self.ours(ONE, "ours", count, costly=True), lambda: self.raw(ONE, count, costly=True))
         grouped = (lambda: self.ours(GROUPED, "ours", count, tasks=TASKS, costly=True),
                    lambda: self.raw(GROUPED, count, batch=TASKS, costly=True))
-        disk = (lambda: self.ours_disk(DISK), lambda: self.raw_disk(DISK, "tasks", tasks=TASKS),
-                lambda: self.ours_disk(BARE_DISK), lambda: self.raw_disk(BARE_DISK, "write", batch=TASKS, sync=True))
+        disk = (self.ours_disk, lambda: self.raw_disk(RAW, "tasks", tasks=TASKS),
+                lambda: self.raw_disk(BARE, "write", batch=TASKS, sync=True))
         return [
             self._turn("one", *one), self._turn("tasks", *grouped),
             self._turn("sqlite", self.sqlite, lambda: self.ours(ROWS, "ours", rows)),

@@ -25,7 +25,7 @@ from common import (
     wait_until,
 )
 
-from lemegeton import Message, MessageBus
+from lemegeton import Message, MessageBus, run
 from lemegeton.osfs import OsFs
 
 CHANNEL = "load-0"
@@ -225,5 +225,5 @@ ROLES: dict[str, Callable[..., Any]] = {
 
 if __name__ == "__main__":
     given = spec()
-    asyncio.run(ROLES[given.pop("role")](**given))
+    run(ROLES[given.pop("role")](**given))
     leave()

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 import inotify_simple
-from common import STAMP_CHARS, leave, percentiles, ready, spec, tell, wait_until
+from common import STAMP_CHARS, leave, percentiles, ready, run, spec, tell, wait_until
 
 READ_BYTES = 256 * 1024
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -185,7 +185,7 @@ def select(*, path: str, count: int) -> None:
 
 
 ROLES: dict[str, Callable[..., Any]] = {
-    "write": write, "tasks": lambda **given: asyncio.run(tasks(**given)), "read": read, "insert": insert,
+    "write": write, "tasks": lambda **given: run(tasks(**given)), "read": read, "insert": insert,
     "select": select,
 }
 

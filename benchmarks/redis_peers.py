@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from common import Handled, Work, leave, paced, payload, ready, spec, tell
+from common import Handled, Work, leave, paced, payload, ready, run, spec, tell
 from server_peers import Handler, encoded, timed
 
 CHANNEL = "load-0"
@@ -192,5 +192,5 @@ ROLES: dict[str, Callable[[str, Work], Coroutine[Any, Any, None]]] = {
 if __name__ == "__main__":
     logging.disable()
     given = spec()
-    asyncio.run(ROLES[given["role"]](given["place"], Work(given["count"], given["hz"], given.get("tasks", 1))))
+    run(ROLES[given["role"]](given["place"], Work(given["count"], given["hz"], given.get("tasks", 1))))
     leave()

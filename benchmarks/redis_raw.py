@@ -8,7 +8,6 @@ published.  Nothing is kept on a disk, numbered, checked or remembered.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hiredis
-from common import STAMP_CHARS, leave, paced, payload, percentiles, ready, spec, tell, wait_until
+from common import STAMP_CHARS, leave, paced, payload, percentiles, ready, run, spec, tell, wait_until
 
 CHANNEL = "load-0"
 STREAM = f"message-stream:{CHANNEL}"
@@ -188,8 +187,8 @@ async def library_subscribe(*, url: str, count: int) -> None:
 
 ROLES: dict[str, Callable[..., Any]] = {
     "commands": commands, "forward": forward, "hear": hear,
-    "library_publish": lambda **given: asyncio.run(library_publish(**given)),
-    "library_subscribe": lambda **given: asyncio.run(library_subscribe(**given)),
+    "library_publish": lambda **given: run(library_publish(**given)),
+    "library_subscribe": lambda **given: run(library_subscribe(**given)),
 }
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from table import Part, table
 
 from lemegeton.testing.servers import servers
 
-PACKAGES = ("msgspec", "hiredis", "inotify-simple", "deflate", "redis", "faststream", "kombu", "dirq", "litequeue",
+PACKAGES = ("msgspec", "hiredis", "inotify-simple", "deflate", "uvloop", "redis", "faststream", "kombu", "dirq", "litequeue",
             "persist-queue", "huey", "nats-py", "aiomqtt", "taskiq-redis", "pyzmq")
 SERVERS = {"nats-server": "--version", "mosquitto": "-h"}
 VERSION_S = 10.0
@@ -80,8 +80,8 @@ def report(found: Found, parts: Sequence[Part], judged: Sequence[Judged], drawn:
 `make bench`, {day}, {run.rounds} rounds in {run.seconds:.0f} s. {machine()}; load average {run.load:.1f} before it began.
 {versions()}.
 
-256-byte payload unless said otherwise. Medians over the rounds, smallest and largest in parentheses; a ratio is that of the
-medians.
+256-byte payload unless said otherwise. Whoever has an event loop, ours and peers, runs it on uvloop where that is installed.
+Medians over the rounds, smallest and largest in parentheses; a ratio is that of the medians.
 {"" if run.whole else f"{chr(10)}Not the whole bench: only what was asked for.{chr(10)}"}"""
     pictures = (f"![{_about(name)}]({name})\n" for name in drawn)
     return "\n".join([head, *_wrong(found), *_judged(judged), *pictures,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from common import Handled, Work, leave, paced, payload, ready, spec, tell
+from common import Handled, Work, leave, paced, payload, ready, run, spec, tell
 
 SUBJECT = "load.0"
 OUTSTANDING = 256
@@ -182,5 +182,5 @@ ROLES: dict[str, Callable[[Any, Work], Coroutine[Any, Any, None]]] = {
 
 if __name__ == "__main__":
     given = spec()
-    asyncio.run(ROLES[given["role"]](given["place"], Work(given["count"], given["hz"])))
+    run(ROLES[given["role"]](given["place"], Work(given["count"], given["hz"])))
     leave()
