@@ -96,10 +96,10 @@ class Handled:
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Every side that has a loop has the same: uvloop where it is installed, as `lemegeton.run` takes it."""
     try:
-        import uvloop
+        from uvloop import new_event_loop as made
     except ImportError:
-        uvloop = None
-    with asyncio.Runner(loop_factory=uvloop and uvloop.new_event_loop) as runner:
+        made = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=made) as runner:
         runner.run(main)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import PAYLOAD_BYTES
 from raw import database
 from stand import Found, Ran, Role, Turn, alone, crowd, directory, pair, rate
 from table import Pair, Part, beside
@@ -18,13 +19,13 @@ PAYLOADS = {1024: "1 KiB", 65_536: "64 KiB"}
 RAW, BARE, SQLITE = "raw", "raw, 64 lines a write and sync, no tasks", "SQLite"
 
 ONE = "files: one publisher, each publish awaited, msg/s"
-ROWS = "files: the same beside SQLite (WAL, NORMAL, a row a commit), msg/s"
+ROWS = "files: one publisher, beside SQLite (WAL, NORMAL, a row a commit), msg/s"
 GROUPED = "files: one publisher, 64 tasks, msg/s"
 EIGHT = "files: eight publishers, each publish awaited, msg/s"
 DISK = 'files: ack="disk", 64 tasks, msg/s'
 GROUP = 'files: ack="disk", 64 tasks, messages a sync'
 MANY = "files: channels in turn, glob subscription, msg/s"
-MEMORY = "files: the same, peak memory of the {role}, MB"
+MEMORY = "files: channels in turn, peak memory of the {role}, MB"
 LATENCY = "files: latency at {hz:,} msg/s, {part}, µs"
 LARGE = "files: payload of {size}, each publish awaited, msg/s"
 COSTS = ("CPU of the publisher, µs a message", "CPU of the subscriber, µs a message", "peak memory of the publisher, MB",
@@ -82,7 +83,7 @@ class FileBench:
     found: Found
     _line_bytes: dict[int, int] = field(default_factory=dict)
 
-    def line_bytes(self, payload: int = 256) -> int:
+    def line_bytes(self, payload: int = PAYLOAD_BYTES) -> int:
         """How many bytes one of our lines takes with such a payload: an average, sequences grow."""
         if payload not in self._line_bytes:
             count = min(self.size.messages, 100 * 2**20 // payload)
@@ -106,7 +107,7 @@ class FileBench:
             for role, ran in (("publisher", wrote), ("subscriber", read)):
                 self.found.add(memory.format(role=role), side, ran.peak_mb)
 
-    def raw(self, figure: str, count: int, payload: int = 256, costly: bool = False, **more: Any) -> None:
+    def raw(self, figure: str, count: int, payload: int = PAYLOAD_BYTES, costly: bool = False, **more: Any) -> None:
         """One write a line to a reader that splits lines."""
         line_bytes = self.line_bytes(payload)
         with directory(self.root) as path:
@@ -206,13 +207,15 @@ class FileBench:
         figures = [name for name in self.found.samples if name.startswith("files: ")]
         compared = [name for name in figures if self.found.values(name, channel_side(CHANNELS[0]))]
         pairs = [*beside(self.found, [name for name in figures if name not in compared]), *among_channels(compared)]
-        return Part("files", "Files", TEXT.format(line_bytes=self.line_bytes()), pairs)
+        measured = self._line_bytes.get(PAYLOAD_BYTES)
+        return Part("files", "Files", TEXT + (LINE.format(measured) if measured else ""), pairs)
 
 
 ROLES = ("publisher", "subscriber")
 TEXT = """Ours: publish awaited → file → inotify → checksum, decode, intent, handler, settled, in a durable subscription of
 another process. Raw: `os.write` of lines of as many bytes → inotify → split. Raw with the disk: 64 asyncio tasks that append
-a ready line and share one write and one `fdatasync` in a thread. {line_bytes} bytes a line with a payload of 256."""
+a ready line and share one write and one `fdatasync` in a thread."""
+LINE = " {} bytes a line with a payload of 256."
 
 
 def _with(call: Callable[[int], None], value: int) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import PAYLOAD_BYTES
 from figures import CHANNELS, FAST_HZ, PAYLOADS, SLOW_HZ, TASKS, WRITERS, among_channels, channel_side, costs, latencies
 from outage import outage
 from stand import Found, Role, StepFailed, Turn, alone, crowd, directory, rate
@@ -94,7 +95,7 @@ class RedisBench:
         """The same for a raw socket."""
         return list(self.server.address) if kind == TCP else self.server.path
 
-    def record(self, payload: int = 256) -> dict[str, Any]:
+    def record(self, payload: int = PAYLOAD_BYTES) -> dict[str, Any]:
         """One of our records with such a payload as the relay makes it: what the others carry."""
         if payload not in self._records:
             count = min(PROBED, 50 * 2**20 // payload)
@@ -124,8 +125,8 @@ class RedisBench:
                 Role("ours.py", "publish", home=here, count=count // writers, url=url, name=f"sender{n}", **more)
                 for n in range(writers)])
 
-    def by_hand(self, figure: str, kind: str, side: str, count: int, *, writers: int = 1, payload: int = 256, **more: Any
-                ) -> None:
+    def by_hand(self, figure: str, kind: str, side: str, count: int, *, writers: int = 1, payload: int = PAYLOAD_BYTES,
+                **more: Any) -> None:
         """Raw sockets."""
         role, more = ("forward", {"text": FORWARD.text, **more}) if side == SCRIPT else ("commands", more)
         given = {"place": self.place(kind), **self.record(payload), **more}

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lemegeton.errors import LemegetonError
+
 HERE = Path(__file__).parent
 LOOK_AGAIN_S = 0.01
 ANSWER_S = 120.0
@@ -71,7 +73,10 @@ class Role:
                 raise StepFailed(f"{self._name} ended with {self._process.wait()} and said nothing")
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")
-        told: dict[str, Any] = json.loads(line)
+        try:
+            told: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise StepFailed(f"{self._name} said {line[:200]!r}") from None
         return told
 
     def go(self) -> None:
@@ -123,7 +128,7 @@ class Found:
         """Measure; a failure is kept for the end, so that one side does not cost the figures of all others."""
         try:
             side()
-        except StepFailed as error:
+        except (StepFailed, LemegetonError, OSError) as error:
             self.failed.append(f"{name}: {error}")
             print(f"\nFAILED {self.failed[-1]}", flush=True)
 

@@ -37,8 +37,11 @@ class StartBench:
 
     def _import(self, what: str) -> Callable[[], None]:
         def measure() -> None:
-            done = subprocess.run([sys.executable, "-c", _TIMED.format(what=what)], capture_output=True, text=True,
-                                  timeout=ANSWER_S)
+            try:
+                done = subprocess.run([sys.executable, "-c", _TIMED.format(what=what)], capture_output=True, text=True,
+                                      timeout=ANSWER_S)
+            except subprocess.TimeoutExpired:
+                raise StepFailed(f"{what} did not end in {ANSWER_S:.0f} s") from None
             if done.returncode:
                 raise StepFailed(f"{what}: {done.stderr.strip()[-500:]}")
             self.found.add(IMPORT, what, int(done.stdout) / 1e6)

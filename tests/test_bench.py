@@ -110,3 +110,20 @@ def test_a_picture_says_its_numbers_in_words_and_knows_dark_pages() -> None:
         "A <title>", "µs. some: one & two 12.5 / 1,000, x 0.50."]
     assert "prefers-color-scheme:dark" in (root.findtext(f"{SVG}style") or "")
     assert len(drawn) < 4_000
+
+
+def test_what_a_process_took_is_read_before_it_ends(tmp_path: Path) -> None:
+    stand = import_module("stand")
+    count, path = 20_000, str(tmp_path / "log")
+    reader = stand.Role("raw.py", "read", paths=[path], count=count)
+    read, wrote = stand.pair(reader, stand.Role("raw.py", "write", path=path, count=count, line_bytes=100))
+    assert read.told["ended"] > wrote.told["begun"]
+    assert all(0.0 < ran.cpu_s < 20.0 and 1.0 < ran.peak_mb < 1_000.0 for ran in (read, wrote))
+
+
+def test_there_is_a_p999_only_where_ten_lie_above_it() -> None:
+    percentiles = import_module("common").percentiles
+    assert percentiles([]) == {}
+    assert percentiles(range(1_000, 10_001_000, 1_000)).keys() == {"p50", "p99"}
+    many = percentiles(range(0, 20_000_000, 1_000))
+    assert many == {"p50": 10_500.0, "p99": 19_810.0, "p99.9": 19_981.0}
