@@ -46,7 +46,7 @@ class Size:
     rounds: int = 5
 
 
-QUICK = Size(messages=16_000, synced=3_200, rows=4_000, large=(2_000, 200), paced_s=0.6, rounds=1)
+QUICK = Size(messages=8_000, synced=3_200, rows=2_000, large=(2_000, 200), paced_s=0.6, rounds=1)
 
 
 def channel_side(count: int) -> str:

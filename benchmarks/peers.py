@@ -59,7 +59,7 @@ class PeerSize:
     rounds: int = 3
 
 
-PEERS_QUICK = PeerSize(count=500, ours=16_000, paced_s=0.6, rounds=1)
+PEERS_QUICK = PeerSize(count=500, ours=8_000, paced_s=0.6, rounds=1)
 
 
 # ── servers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
