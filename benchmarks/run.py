@@ -41,6 +41,7 @@ from lemegeton.testing.servers import RedisServer
 
 HERE = Path(__file__).parent
 ENDED = 128 + signal.SIGTERM
+WRONG = 2
 
 
 class Bench(Protocol):
@@ -67,7 +68,7 @@ class Sizes:
     starts: int
 
     def with_rounds(self, rounds: int) -> Sizes:
-        """At most so many rounds of everything."""
+        """So many rounds; of what takes long at most as many as usual."""
         return Sizes(replace(self.files, rounds=rounds), replace(self.long, rounds=min(rounds, self.long.rounds)),
                      replace(self.redis, rounds=rounds, outages=min(rounds, self.redis.outages)),
                      replace(self.fan, rounds=rounds), replace(self.peers, rounds=min(rounds, self.peers.rounds)), rounds)
@@ -95,10 +96,10 @@ def chosen(turns: Sequence[Turn], only: Sequence[str]) -> list[Turn]:
     return [turn for turn in turns if not only or turn.name.startswith(tuple(only))]
 
 
-def measure(found_here: Sequence[Bench], only: Sequence[str], found: Found) -> list[Part]:
+def measure(here: Sequence[Bench], only: Sequence[str], found: Found) -> list[Part]:
     """Run what was asked for, and the sections it makes."""
     parts = []
-    for bench in found_here:
+    for bench in here:
         turns = chosen(bench.turns(), only)
         if turns:
             take_turns(turns[0].name.partition(".")[0], turns, found)
@@ -111,7 +112,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="measure the bus beside the raw limits and beside peers")
     parser.add_argument("--no-peers", action="store_true", help="without the peers and what installs them")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only the turns whose names begin so")
-    parser.add_argument("--rounds", type=int, help="at most so many rounds")
+    parser.add_argument("--rounds", type=int, help="so many rounds; of peers, outages and the backlog at most as many as usual")
     parser.add_argument("--out", type=Path, help="where the page and the pictures go")
     parser.add_argument("--quick", action="store_true", help="one short round that only shows that everything runs")
     parser.add_argument("--list", action="store_true", help="tell the names of all turns, and end")
@@ -131,9 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if server is not None:
             stack.enter_context(server)
         here = benches(root, sizes, found, server, not given.no_peers)
+        names = list(dict.fromkeys(turn.name for bench in here for turn in bench.turns()))
         if given.list:
-            print("\n".join(dict.fromkeys(turn.name for bench in here for turn in bench.turns())))
+            print("\n".join(names))
             return 0
+        if unknown := [name for name in given.only if not any(turn.startswith(name) for turn in names)]:
+            print(f"nothing that is measured here begins with {', '.join(unknown)}; --list tells the names", file=sys.stderr)
+            return WRONG
         found.missing += _missing(server, not given.no_peers)
         parts = measure(here, given.only, found)
     run = Run(rounds=sizes.files.rounds, seconds=time.monotonic() - begun, load=load, whole=not given.only)

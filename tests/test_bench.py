@@ -100,6 +100,11 @@ def test_a_failed_step_fails_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "**Failed:** start.import: import no_such_package: " in (tmp_path / "RESULTS.md").read_text()
 
 
+def test_a_name_that_nothing_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert import_module("run").main(["--only", "start", "no-such"]) == 2
+    assert "begins with no-such; --list" in capsys.readouterr().err
+
+
 def test_a_picture_says_its_numbers_in_words_and_knows_dark_pages() -> None:
     svg = import_module("svg")
     bars = [svg.Bar("one & two", 12.5, "ours", 1_000.0), svg.Bar("x", 0.5, "peer")]
