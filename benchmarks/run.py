@@ -124,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     sizes = QUICK_SIZES if given.quick else SIZES
     sizes = sizes.with_rounds(given.rounds) if given.rounds else sizes
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
     found, root = Found(), Path(tempfile.mkdtemp(prefix="lemegeton-bench-"))
     begun, load = time.monotonic(), os.getloadavg()[0]
     with ExitStack() as stack:
@@ -158,7 +160,6 @@ def _tell(found: Found, parts: list[Part], run: Run, given: argparse.Namespace) 
     print(page)
     out: Path | None = given.out or (None if given.quick or given.only else HERE)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         for name, text in drawn.items():
             (out / name).write_text(text)
         (out / "RESULTS.md").write_text(page)
