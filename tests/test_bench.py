@@ -123,7 +123,7 @@ def test_what_a_process_took_is_read_before_it_ends(tmp_path: Path) -> None:
     reader = stand.Role("raw.py", "read", paths=[path], count=count)
     read, wrote = stand.pair(reader, stand.Role("raw.py", "write", path=path, count=count, line_bytes=100))
     assert read.told["ended"] > wrote.told["begun"]
-    assert all(0.0 < ran.cpu_s < 20.0 and 1.0 < ran.peak_mb < 1_000.0 for ran in (read, wrote))
+    assert all(ran.cpu_s > 0.0 and ran.peak_mb > 1.0 for ran in (read, wrote))
 
 
 def test_there_is_a_p999_only_where_ten_lie_above_it() -> None:
