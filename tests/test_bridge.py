@@ -6,12 +6,18 @@ import asyncio
 import json
 import signal
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
 
+from lemegeton.bridge import ToldOfAll
 from lemegeton.events import Expired, Gap, IncarnationBegun, RedisEvicts, Refused, RelayStalled, SubscriptionExpired
+from lemegeton.lane import Lane
+from lemegeton.relaying import Accepted, open_marks
 from lemegeton.sharing import Shared, decode_state
+from lemegeton.testing.fake_fs import FakeDisk, FakeFs
+from lemegeton.testing.fake_runtime import runtime
 from lemegeton.testing.proxy import Proxy
 from lemegeton.testing.servers import RedisServer
 from test_bus import child, end, line
@@ -33,6 +39,28 @@ def hash_of(redis: RedisServer, key: str) -> dict[bytes, bytes]:
 
 
 # ------------------------------------------------------------------------------------------------ one for all
+
+
+async def test_what_was_brought_for_a_sender_that_lives_is_remembered_until_it_can_be_written_down() -> None:
+    machine = runtime(FakeFs(FakeDisk(Random(1))))
+    machine.fs.mkdir("/redis", 0o700)
+    lanes = [Lane(channel, "a~s~0", 1, 1) for channel in "cde"]
+    told = ToldOfAll(machine, "/redis")
+
+    def known() -> list[int]:
+        told.close()
+        return [told.get(lane) for lane in lanes]
+
+    owner = Accepted(open_marks(machine.fs, "/redis", "a~s~0", machine.boot_id, 1))
+    owner.put(lanes[0], 7)
+    told.put(lanes[1], 3)
+    told.put(lanes[1], 2)
+    owner.put(lanes[2], 4)
+    assert known() == [7, 3, 4]
+    owner.close()
+    assert known() == [7, 3, 4]
+    assert [ToldOfAll(machine, "/redis").get(lane) for lane in lanes] == [7, 3, 4]
+    told.close()
 
 
 async def test_one_process_of_a_site_holds_the_bridge_and_another_takes_it_over(redis: RedisServer, tmp_path: Path) -> None:
@@ -190,6 +218,26 @@ async def test_the_stream_keeps_what_a_durable_subscription_elsewhere_has_not_se
         gate.opened.set()
         await until(lambda: redis.cli("XLEN", STREAM) == 5)
         assert gate.got == list(range(40))
+
+
+async def test_the_stream_keeps_what_a_durable_subscription_here_has_not_settled_of_another_site(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """The site that listens sends on that channel as well, so its own bridge trims the stream."""
+    gate = Gate()
+    async with site(tmp_path / "a", redis, max_stream_length=5) as a, \
+            site(tmp_path / "b", redis, "bob", max_stream_length=5) as b:
+        await b.bus.subscribe("c", gate, durable="d")
+        await until(lambda: redis.cli("HLEN", "subscriptions"))
+        await send(a, *range(40))
+        await a.relayed()
+        await send(b, *range(40, 45))
+        await b.relayed()
+        await asyncio.sleep(0.5)
+        assert redis.cli("XLEN", STREAM) == 45
+        gate.opened.set()
+        await until(lambda: redis.cli("XLEN", STREAM) == 5)
+        assert sorted(gate.got) == list(range(45))
 
 
 async def test_the_home_keeps_what_the_redis_and_other_sites_said_last(redis: RedisServer, tmp_path: Path) -> None:

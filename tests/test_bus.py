@@ -23,6 +23,7 @@ from lemegeton.bus import FORMS_MAX, MessageBus
 from lemegeton.errors import BusClosed, InvalidMessage, LogError, NameTaken, NotReached
 from lemegeton.events import CorruptRecord, Event, Expired, Gap, HandlerFailed
 from lemegeton.lane import Lane
+from lemegeton.logs.base import Form
 from lemegeton.logs.memory import MemoryLog, MemoryStore
 from lemegeton.message import Message, MessagePriority
 from lemegeton.modes import CoordinationMode
@@ -258,7 +259,7 @@ async def test_to_an_agent_and_to_all_are_channels_of_their_own() -> None:
 @in_virtual_time
 async def test_the_known_forms_are_bounded() -> None:
     async with MessageBus("x", site=MemorySite()) as bus:
-        bus._forms = {(str(n), "custom", 1): b"" for n in range(FORMS_MAX)}
+        bus._forms = {(str(n), "custom", 1): Form(str(n), 1, b"") for n in range(FORMS_MAX)}
         await bus.publish("c", 1)
         assert list(bus._forms) == [("c", "custom", 1)]
 

@@ -17,7 +17,7 @@ from lemegeton.errors import BusClosed, LogError, PositionLost
 from lemegeton.events import DoorbellLost, Event, IncarnationBegun
 from lemegeton.home import Home, open_home
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Position
+from lemegeton.logs.base import Form, Position
 from lemegeton.logs.file import FileLog
 from lemegeton.osfs import os_runtime
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
@@ -524,7 +524,8 @@ async def test_whoever_copies_at_once_is_given_what_lies_in_the_file(seed: int) 
     rig, chance = Rig(), Random(seed)
     log = await rig.log(segment_bytes=2000)
     other = await rig.log()
-    form = form_of(Draft(0, "custom", "sender", None))
+    usual = form_of(Draft(0, "custom", "sender", None))
+    form, elsewhere = Form("c", 1, usual), Form("d", 1, usual)
     lane = (await write(log, 0)).lane
     marked: list[Lane] = []
     log.tell(marked.append)
@@ -533,8 +534,8 @@ async def test_whoever_copies_at_once_is_given_what_lies_in_the_file(seed: int) 
         if chance.random() < 0.1:
             await asyncio.gather(*(write(log, n) for _ in range(chance.randint(1, 3))))
         elif chance.random() < 0.1:
-            log.append_now("d", 1, form, n, b"1")
-        elif not isinstance(log.append_now("c", 1, form, n, b'"%b"' % (b"x" * chance.randint(0, 2))), Position):
+            log.append_now(elsewhere, n, b"1")
+        elif not isinstance(log.append_now(form, n, b'"%b"' % (b"x" * chance.randint(0, 2))), Position):
             await write(log, n)
         if chance.random() < 0.7:
             found = await log.read(lane, cursor)

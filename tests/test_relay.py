@@ -309,6 +309,23 @@ async def test_a_mark_on_damage_at_the_end_of_a_file_is_no_fork_and_one_behind_i
     assert [type(event) for event in events] == [LaneForked]
 
 
+@in_virtual_time
+async def test_where_the_record_at_the_mark_is_lost_the_one_behind_it_is_no_fork_and_goes_out() -> None:
+    rig, replica = Rig(), MemoryReplica()
+    log = await rig.log()
+    lane = (await write(log, 1, 2, 3)).lane
+    assert await a_relay(log, replica).copy(lane) == 3
+    await write(log, 4, 5)
+    [name] = rig.files()
+    lines = rig.disk.read(f"/home/messages/c/{name}").split(b"\n")
+    rig.remove(name)
+    rig.edit(name, b"\n".join([*lines[:2], *lines[4:]]))
+    log = await rig.log("reader")
+    events: list[Event] = []
+    assert await a_relay(log, replica, events.append).copy(lane) == 5
+    assert (held(replica, lane), events) == ([1, 2, 3, 5], [])
+
+
 async def test_a_lane_that_holds_nothing_but_damage_sends_nothing() -> None:
     log, replica = Damaged({1: Damage("checksum")}), MemoryReplica()
     lane = await a_lane(log, 1)

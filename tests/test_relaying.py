@@ -428,6 +428,17 @@ def test_marks_that_cannot_be_had_are_kept_in_memory(tmp_path: Any) -> None:
     holder.close()
 
 
+def test_of_marks_that_another_process_holds_what_it_wrote_down_is_known() -> None:
+    fs = FakeFs(FakeDisk(Random(1)))
+    fs.mkdir("/redis", 0o700)
+    owner = Accepted(open_marks(fs, "/redis", "a~s~0", "boot", 1))
+    owner.put(LANE, 7)
+    helper = Accepted(open_marks(fs, "/redis", "a~s~0", "boot", 1))
+    assert (helper.get(LANE), helper.get(OTHER)) == (7, 0)
+    helper.put(LANE, 9)
+    assert (helper.get(LANE), owner.get(LANE)) == (9, 7)
+
+
 @in_virtual_time
 async def test_a_disk_that_takes_no_mark_stops_nobody() -> None:
     disk = FakeDisk(Random(1))

@@ -12,6 +12,7 @@ from lemegeton.sharing import (
     Shared,
     acks_of,
     decode_state,
+    elsewhere,
     encode_state,
     matcher,
     shared_of,
@@ -36,20 +37,23 @@ def test_a_channel_is_wanted_by_any_of_the_patterns() -> None:
 # ------------------------------------------------------------------------------------------------ the hash of subscriptions
 
 
-def test_subscriptions_of_other_sites_are_found_and_those_of_this_one_are_not() -> None:
+def test_subscriptions_of_all_sites_are_found_and_those_of_others_told_apart() -> None:
     answer = {b"worker@there": shared("c"), b"worker@here": shared("c"), b"a@b@far": shared("d")}
-    assert shared_of(answer, "here", 0) == ({"worker@there": Shared(("c",), 100), "a@b@far": Shared(("d",), 100)}, [])
+    found, abandoned = shared_of(answer, 0)
+    assert (found, abandoned) == ({"worker@there": Shared(("c",), 100), "worker@here": Shared(("c",), 100),
+                                   "a@b@far": Shared(("d",), 100)}, [])
+    assert list(elsewhere(found, "here")) == ["worker@there", "a@b@far"]
 
 
 def test_whoever_was_not_seen_for_too_long_is_abandoned_whatever_site_it_is_of() -> None:
     answer = {b"old@there": shared("c", seen=9), b"old@here": shared("c", seen=9), b"new@there": shared("c", seen=10)}
-    found, abandoned = shared_of(answer, "here", 10)
+    found, abandoned = shared_of(answer, 10)
     assert (list(found), abandoned) == (["new@there"], [b"old@there", b"old@here"])
 
 
 @pytest.mark.parametrize("data", GARBAGE)
 def test_a_subscription_that_cannot_be_read_holds_nothing_and_is_left_alone(data: bytes) -> None:
-    assert shared_of({b"x@there": data, b"\xff@there": shared("c")}, "here", 0) == ({"�@there": Shared(("c",), 100)}, [])
+    assert shared_of({b"x@there": data, b"\xff@there": shared("c")}, 0) == ({"�@there": Shared(("c",), 100)}, [])
 
 
 # ------------------------------------------------------------------------------------------------ acks
@@ -65,6 +69,14 @@ def test_a_stream_is_trimmed_to_what_every_subscription_that_listens_has_settled
     acks = {"a@1": {"one": 5, "two": 9}, "b@2": {"one": 7}, "other@3": {"one": 0}}
     assert trim_limits("c", ["one", "two"], holders, acks) == {"one": 5, "two": 0}
     assert trim_limits("d", ["one"], holders, acks) == {"one": 0}
+
+
+def test_a_subscription_says_nothing_of_the_lanes_of_its_own_site_which_it_reads_from_files() -> None:
+    everybody = {"a@1": Shared(("c",), 1), "b@2": Shared(("c",), 1)}
+    acks = {"a@1": {"x~2~0.1.1": 4}, "b@2": {"x~1~0.1.1": 7}}
+    assert trim_limits("c", ["x~1~0.1.1", "x~2~0.1.1", "x~3~0.1.1"], everybody, acks) == {
+        "x~1~0.1.1": 7, "x~2~0.1.1": 4, "x~3~0.1.1": 0}
+    assert trim_limits("c", ["x~1~0.1.1", "x~2~0.1.1"], {"a@1": Shared(("c",), 1)}, acks) == {"x~2~0.1.1": 4}
 
 
 def test_a_stream_that_nobody_listens_to_has_no_limits() -> None:

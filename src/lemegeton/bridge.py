@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from lemegeton.checkpoint import held
+from lemegeton.checkpoint import VolatileMarks, held
 from lemegeton.config import Settings
 from lemegeton.errors import LogError, RedisRefused
 from lemegeton.events import Observer, RedisEvicts, RelayStalled, SubscriptionExpired
@@ -35,7 +35,7 @@ from lemegeton.relay import Relay
 from lemegeton.relaying import Accepted, open_marks
 from lemegeton.resending import Resending
 from lemegeton.seams import Runtime
-from lemegeton.sharing import STATE_FILE, Remote, RemoteState, Shared, acks_of, encode_state, shared_of, trim_limits
+from lemegeton.sharing import STATE_FILE, Remote, RemoteState, Shared, acks_of, elsewhere, encode_state, shared_of, trim_limits
 
 TICK_S = 1.0
 SWEEP_S = 5.0
@@ -47,17 +47,25 @@ TRIM_BATCH = 512
 
 
 class ToldOfAll:
-    """`relay.Told` for lanes of any origin; the marks of each are opened when they are asked for."""
+    """`relay.Told` for lanes of any origin; the marks of each are opened when they are asked for.
+
+    Those of a sender that lives only it may write: what is brought for it is remembered here until it is gone."""
 
     def __init__(self, runtime: Runtime, directory: str) -> None:
         self._runtime = runtime
         self._directory = directory
         self._open: dict[str, Accepted] = {}
+        self._brought: dict[str, dict[Lane, int]] = {}
 
     def _of(self, origin: str) -> Accepted:
         if origin not in self._open:
             marks = open_marks(self._runtime.fs, self._directory, origin, self._runtime.boot_id, self._runtime.wall_ms())
-            self._open[origin] = Accepted(marks)
+            accepted = self._open[origin] = Accepted(marks)
+            brought = self._brought.pop(origin, {})
+            for lane, seq in brought.items():
+                accepted.note(lane, seq)
+            if isinstance(marks, VolatileMarks):
+                self._brought[origin] = brought
         return self._open[origin]
 
     def get(self, lane: Lane) -> int:
@@ -65,6 +73,8 @@ class ToldOfAll:
 
     def put(self, lane: Lane, seq: int) -> None:
         self._of(lane.origin).put(lane, seq)
+        if (brought := self._brought.get(lane.origin)) is not None:
+            brought[lane] = max(seq, brought.get(lane, 0))
 
     def close(self) -> None:
         """Let all go: their owners may come."""
@@ -208,7 +218,8 @@ class Bridge:
 
     async def sweep(self) -> int:
         """Relay, send again, learn, trim: all channels of the home; how many lanes the Redis still lacks something of."""
-        holders = await self._holders_elsewhere()
+        everybody = await self._everybody()
+        holders = elsewhere(everybody, self._home.site)
         marks: dict[str, dict[str, int]] = {}
         settled: dict[str, dict[str, dict[str, int]]] = {name: {} for name in holders}
         lacking = 0
@@ -227,7 +238,7 @@ class Bridge:
                             settled[name][channel] = acks[name]
                     lacking += await self._help(channel, marks[channel])
                     await self._resending.answer(channel)
-                    await self._trim(channel, marks[channel], holders, acks)
+                    await self._trim(channel, marks[channel], everybody, acks)
                 except RedisRefused as error:  # another program has a key of that name, say: it stops no other channel
                     lacking += 1
                     self._observe(RelayStalled(self._link.name, Lane(channel, "", 0, 0), str(error)))
@@ -236,10 +247,10 @@ class Bridge:
         self._told.close()
         return lacking
 
-    async def _holders_elsewhere(self) -> dict[str, Shared]:
+    async def _everybody(self) -> dict[str, Shared]:
+        """The durable subscriptions of all sites; those that nobody has seen for too long go."""
         oldest_ms = self._runtime.wall_ms() - round(self._settings.abandoned_after * 1000)
-        found, abandoned = shared_of(pairs(await self._link.call("HGETALL", self._keys.subscriptions)),
-                                     self._home.site, oldest_ms)
+        found, abandoned = shared_of(pairs(await self._link.call("HGETALL", self._keys.subscriptions)), oldest_ms)
         for field in abandoned:
             await self._link.call("HDEL", self._keys.subscriptions, field)
             self._observe(SubscriptionExpired(field.decode("utf-8", "replace"), self._settings.abandoned_after))
@@ -267,12 +278,12 @@ class Bridge:
             lacking += marks[lane_field(lane)] < last
         return lacking
 
-    async def _trim(self, channel: str, marks: dict[str, int], holders: dict[str, Shared], acks: Any) -> None:
+    async def _trim(self, channel: str, marks: dict[str, int], everybody: dict[str, Shared], acks: Any) -> None:
         ours = [field for field in marks if (lane := lane_of(channel, field)) and site_of(lane.origin) == self._home.site]
         if not ours:
             return
         arguments: list[str | int] = []
-        for lane_name, through in trim_limits(channel, marks, holders, acks).items():
+        for lane_name, through in trim_limits(channel, marks, everybody, acks).items():
             arguments += (lane_name, through)
         await self._link.script(TRIM, (self._keys.stream(channel),), self._settings.max_stream_length, TRIM_BATCH,
                                 *arguments)

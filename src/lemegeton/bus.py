@@ -20,7 +20,7 @@ from lemegeton.errors import BusClosed, InvalidMessage, NameTaken, NotReached
 from lemegeton.events import BusBroken, Event
 from lemegeton.handled import handled
 from lemegeton.history import newest
-from lemegeton.logs.base import Position
+from lemegeton.logs.base import Form, Position
 from lemegeton.message import Message, MessagePriority, Receipt
 from lemegeton.modes import CoordinationMode
 from lemegeton.observing import Observing
@@ -64,8 +64,7 @@ class MessageBus:
         self._opened: Site | None = None
         self._observing = Observing()
         self._subscriptions: list[Subscription] = []
-        self._forms: dict[tuple[str, str, int], bytes] = {}
-        self._same_forms: dict[bytes, bytes] = {}
+        self._forms: dict[tuple[str, str, int], Form] = {}
         self._root: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
@@ -219,13 +218,13 @@ class MessageBus:
                 form = self._form(channel, type, priority)
             bytes_max, stamp_ms, disk = site.settings.max_message_bytes, site.wall_ms(), ack == "disk"
             data = encode_payload(payload, bytes_max)
-            placed = site.log.append_now(channel, priority, form, stamp_ms, data, disk)
+            placed = site.log.append_now(form, stamp_ms, data, disk)
             if isinstance(placed, Position):
                 position = placed
             elif placed is not None:
                 position = await placed
             else:
-                position = await site.log.append(channel, fill(form, stamp_ms, data, bytes_max), priority, disk=disk)
+                position = await site.log.append(channel, fill(form.body, stamp_ms, data, bytes_max), priority, disk=disk)
         else:
             check_channel(channel)
             draft = Draft(site.wall_ms(), type, self.name, payload, id, to, priority, self._ttl_ms(ttl), correlation_id,
@@ -235,16 +234,14 @@ class MessageBus:
         self._published += 1
         return Receipt(position.lane, position.seq, ack, id)
 
-    def _form(self, channel: str, type: str, priority: int) -> bytes:
+    def _form(self, channel: str, type: str, priority: int) -> Form:
         """The form of a message to a channel of which nothing else is given."""
         check_channel(channel)
         draft = Draft(0, type, self.name, None, priority=priority, ttl=self._ttl_ms(None))
         check_draft(draft)
         if len(self._forms) >= FORMS_MAX:
             self._forms.clear()
-            self._same_forms.clear()
-        form = form_of(draft)
-        form = self._forms[channel, type, priority] = self._same_forms.setdefault(form, form)
+        form = self._forms[channel, type, priority] = Form(channel, priority, form_of(draft))
         return form
 
     def _ttl_ms(self, ttl_s: float | None) -> int | None:

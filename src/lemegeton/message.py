@@ -87,7 +87,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, rename={**_WIRE_NAMES, 
 WIRE_FIELDS = frozenset(f.encode_name for f in msgspec.structs.fields(Message) if f.name not in _OURS)
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What `publish` acknowledged: the position of the message and the level it reached.
 
     ``level`` is ``"local"``, ``"disk"`` or ``"handled"``.

@@ -167,7 +167,11 @@ class Relay:
         found = batch.records[mark.seq - after - 1 :]
         if not found:
             return known
-        return not mark.crc or not isinstance(found[0], bytes) or crc32(found[0]) == mark.crc
+        head = _head(lane, found[0])
+        if not mark.crc or head is None or head.seq != mark.seq:
+            return True  # damaged, or lost with one that a power cut took: what lies there cannot tell
+        assert isinstance(found[0], bytes), "only a record has a head"
+        return crc32(found[0]) == mark.crc
 
     # ------------------------------------------------------------------------------------------ what to offer
 

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from lemegeton.checkpoint import Checkpoint, Header, Marks, VolatileMarks, settled_at
+from lemegeton.channels import encode_name
+from lemegeton.checkpoint import Checkpoint, CheckpointView, Header, Marks, VolatileMarks, settled_at
 from lemegeton.errors import LemegetonError, LogError, NotReached, RedisLost
 from lemegeton.events import Observer, RelayStalled
 from lemegeton.lane import Lane
@@ -110,11 +111,25 @@ class Accepted:
 
 
 def open_marks(fs: Fs, directory: str, origin: str, boot_id: str, wall_ms: int) -> Marks:
-    """The marks of an origin's lanes on disk; in memory where they cannot be had."""
+    """The marks of an origin's lanes on disk; a copy in memory where somebody else holds them, or they cannot be had."""
+    header = Header(f"told~{origin}", (), boot_id, wall_ms)
     try:
-        return Checkpoint(fs, directory, Header(f"told~{origin}", (), boot_id, wall_ms))
+        return Checkpoint(fs, directory, header)
     except (LemegetonError, OSError):
-        return VolatileMarks()
+        return _copied(fs, f"{directory}/{encode_name(header.name)}")
+
+
+def _copied(fs: Fs, path: str) -> Marks:
+    marks = VolatileMarks()
+    with suppress(OSError):
+        view = CheckpointView(fs, path)
+        try:
+            view.refresh()
+        finally:
+            view.close()
+        for lane, seq in view.all_settled().items():
+            marks.add(lane, seq)
+    return marks
 
 
 class Relaying:

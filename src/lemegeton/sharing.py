@@ -18,6 +18,7 @@ import msgspec
 
 from lemegeton.channels import compile_glob
 from lemegeton.lane import Lane
+from lemegeton.logs.origin import site_of
 from lemegeton.logs.redis_entries import lane_field
 from lemegeton.retention import Holder
 
@@ -80,8 +81,8 @@ def decode_state(data: bytes) -> RemoteState:
         return RemoteState()
 
 
-def shared_of(answer: Mapping[bytes, bytes], site: str, oldest_ms: int) -> tuple[dict[str, Shared], list[bytes]]:
-    """The subscriptions of other sites in the hash, and the fields of those that nobody has seen for too long.
+def shared_of(answer: Mapping[bytes, bytes], oldest_ms: int) -> tuple[dict[str, Shared], list[bytes]]:
+    """The subscriptions in the hash, and the fields of those that nobody has seen for too long.
 
     One that cannot be read holds nothing back: it is some other program's."""
     found: dict[str, Shared] = {}
@@ -94,9 +95,18 @@ def shared_of(answer: Mapping[bytes, bytes], site: str, oldest_ms: int) -> tuple
             continue
         if shared.seen < oldest_ms:
             abandoned.append(field)
-        elif name.rpartition("@")[2] != site:
+        else:
             found[name] = shared
     return found, abandoned
+
+
+def elsewhere(everybody: Mapping[str, Shared], site: str) -> dict[str, Shared]:
+    """The subscriptions of other sites."""
+    return {name: shared for name, shared in everybody.items() if _site_of(name) != site}
+
+
+def _site_of(name: str) -> str:
+    return name.rpartition("@")[2]
 
 
 def acks_of(answer: Mapping[bytes, bytes]) -> dict[str, dict[str, int]]:
@@ -110,10 +120,15 @@ def acks_of(answer: Mapping[bytes, bytes]) -> dict[str, dict[str, int]]:
     return found
 
 
-def trim_limits(channel: str, lanes: Iterable[str], holders: Mapping[str, Shared], acks: Mapping[str, Mapping[str, int]]
-                ) -> dict[str, int]:
-    """How far each lane of a stream may be trimmed: to what every subscription that listens has settled."""
-    listening = [name for name, shared in holders.items() if matcher(shared.patterns)(channel)]
-    if not listening:
-        return {}
-    return {lane: min(acks.get(name, {}).get(lane, 0) for name in listening) for lane in lanes}
+def trim_limits(channel: str, lanes: Iterable[str], everybody: Mapping[str, Shared],
+                acks: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """How far each lane of a stream may be trimmed: to what every subscription that listens has settled.
+
+    Those of the lane's own site read it from a file.  A lane that nobody else listens to has no limit."""
+    listening = [name for name, shared in everybody.items() if matcher(shared.patterns)(channel)]
+    limits: dict[str, int] = {}
+    for lane in lanes:
+        settled = [acks.get(name, {}).get(lane, 0) for name in listening if _site_of(name) != site_of(lane)]
+        if settled:
+            limits[lane] = min(settled)
+    return limits

@@ -15,7 +15,7 @@ from lemegeton.errors import BusClosed, LogError
 from lemegeton.events import DoorbellLost, LaneStalled, Observer
 from lemegeton.home import Home
 from lemegeton.lane import Lane, branch_id, made_id
-from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Placed, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Form, Placed, Position, Ring, Span
 from lemegeton.logs.dropin import DropIn
 from lemegeton.logs.origin import Origin, of_this_boot, take_origin
 from lemegeton.logs.reader import Reader
@@ -74,16 +74,14 @@ class FileLog:
 
     # ------------------------------------------------------------------------------------------ writing
 
-    def append_now(
-        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
-    ) -> Placed:
+    def append_now(self, form: Form, stamp_ms: int, payload: bytes, disk: bool = False) -> Placed:
         writer, room = self._writer, self.room
         if (writer is None or writer.unbroken >= YIELD_EVERY or self._queued or room.queued or room.held
-                or room.used >= room.limit or self._closed or len(form) + len(payload) > self._form_bytes_max):
+                or room.used >= room.limit or self._closed or len(form.body) + len(payload) > self._form_bytes_max):
             return None
-        if not disk and (position := writer.append_now(channel, priority, form, stamp_ms, payload)) is not None:
+        if not disk and (position := writer.append_now(form, stamp_ms, payload)) is not None:
             return position
-        return writer.enter_form(channel, priority, form, stamp_ms, payload, disk)
+        return writer.enter_form(form, stamp_ms, payload, disk)
 
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from lemegeton.errors import LogError, PositionLost, RedisLost, RedisRefused
 from lemegeton.lane import Lane
-from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Log, Placed, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Form, Log, Placed, Position, Ring, Span
 from lemegeton.logs.origin import site_of
 
 
@@ -34,10 +34,8 @@ class JoinedLog:
         """True while the doorbells of the files work; those of Redis come by themselves or not at all."""
         return self._files.rings
 
-    def append_now(
-        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
-    ) -> Placed:
-        return self._files.append_now(channel, priority, form, stamp_ms, payload, disk)
+    def append_now(self, form: Form, stamp_ms: int, payload: bytes, disk: bool = False) -> Placed:
+        return self._files.append_now(form, stamp_ms, payload, disk)
 
     async def append(
         self, channel: str, body: bytes, priority: int = 1, *, made: bool = True, disk: bool = False

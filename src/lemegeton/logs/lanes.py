@@ -9,7 +9,7 @@ import msgspec
 
 from lemegeton.errors import LogError
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Position
+from lemegeton.logs.base import Form, Position
 from lemegeton.logs.segments import Segment, sequence_of
 from lemegeton.seams import Fs
 from lemegeton.segment import Framer
@@ -59,11 +59,14 @@ class LaneWriter:
         self.begin(lane, following)
         self.checked_size = segment.size if segment is not None else 0
 
+    form: Form | None
+    blank: bytes
+
     def begin(self, lane: Lane, following: int) -> None:
         """Go on in this lane with this sequence."""
         self.lane = lane
         self.framer = Framer(lane)
-        self.form = self.blank = b""
+        self.form, self.blank = None, b""
         self.next = self.checked = following
         self.checked_size = 0
 
@@ -82,9 +85,9 @@ class LaneWriter:
             self.after = b""
         return self.framer.line(body, seq, made)
 
-    def fit(self, form: bytes) -> bytes:
+    def fit(self, form: Form) -> bytes:
         """The framed form, kept for the next record: a sender gives one and the same again."""
-        self.form, self.blank = form, self.framer.blank(form)
+        self.form, self.blank = form, self.framer.blank(form.body)
         return self.blank
 
 

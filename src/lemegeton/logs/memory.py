@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from lemegeton.checksum import crc32
 from lemegeton.errors import BusClosed, LogError, PositionLost
 from lemegeton.lane import Lane
-from lemegeton.logs.base import READ_BYTES, Answer, Batch, Cursor, Found, Item, Mark, Marker, Placed, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Answer, Batch, Cursor, Form, Found, Item, Mark, Marker, Placed, Position, Ring, Span
 from lemegeton.segment import Framer, parse_line
 
 
@@ -63,9 +63,7 @@ class MemoryLog:
         if self._closed:
             raise BusClosed("memory log: used after aclose")
 
-    def append_now(
-        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
-    ) -> Placed:
+    def append_now(self, form: Form, stamp_ms: int, payload: bytes, disk: bool = False) -> Placed:
         return None
 
     async def append(

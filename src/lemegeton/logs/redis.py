@@ -21,7 +21,7 @@ from lemegeton.codec import Head, head_of
 from lemegeton.errors import BusClosed, InvalidMessage, LogError, RedisLost, RedisRefused
 from lemegeton.events import Observer, Refused
 from lemegeton.lane import Lane
-from lemegeton.logs.base import GONE, READ_BYTES, Batch, Cursor, Marker, Placed, Position, Ring, Span
+from lemegeton.logs.base import GONE, READ_BYTES, Batch, Cursor, Form, Marker, Placed, Position, Ring, Span
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.redis_ears import Ears
 from lemegeton.logs.redis_entries import Keys, entry_of, lane_of, marks_of
@@ -280,9 +280,7 @@ class RedisLog:
 
     # ------------------------------------------------------------------------------------------ the log
 
-    def append_now(
-        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
-    ) -> Placed:
+    def append_now(self, form: Form, stamp_ms: int, payload: bytes, disk: bool = False) -> Placed:
         """Never: see `append`."""
         return None
 

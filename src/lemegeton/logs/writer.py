@@ -20,7 +20,7 @@ from itertools import takewhile
 from lemegeton.checksum import crc32
 from lemegeton.events import IncarnationBegun, Observer, SegmentSealed
 from lemegeton.lane import Lane
-from lemegeton.logs.base import Batch, Cursor, Position
+from lemegeton.logs.base import Batch, Cursor, Form, Position
 from lemegeton.logs.lanes import Entry, LaneWriter, answer, records_since
 from lemegeton.logs.origin import Origin
 from lemegeton.logs.room import Room
@@ -68,9 +68,9 @@ class Writer:
 
     # ------------------------------------------------------------------------------------------ append
 
-    def append_now(self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes) -> Position | None:
-        """`append_alone` of ``form % (stamp_ms, payload)``: the usual case written out, without its list and entry."""
-        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+    def append_now(self, form: Form, stamp_ms: int, payload: bytes) -> Position | None:
+        """`append_alone` of ``form.body % (stamp_ms, payload)``: the usual case written out, without its list and entry."""
+        writer: LaneWriter = form.lane or self._lane_of(form)
         # With the loop given it is not looked for: that asks the kernel for the pid, an eighth of a microsecond.
         task = asyncio.current_task(self._loop)
         if task is not self._last_task or self._group:
@@ -79,16 +79,16 @@ class Writer:
         self.unbroken += 1
         segment = writer.segment
         if segment is None or not segment.kept or writer.after or segment.size >= self._segment_bytes:
-            return self._append_alone(writer, form % (stamp_ms, payload), True, None)
+            return self._append_alone(writer, form.body % (stamp_ms, payload), True, None)
         seq = writer.next
         wire = (writer.blank if writer.form is form else writer.fit(form)) % (seq, stamp_ms, payload, seq)
         line = b"%08x %b\n" % (crc32(wire), wire)
         try:
             written = self._fs.write(segment.fd, line)
         except OSError as error:
-            return self._append_alone(writer, form % (stamp_ms, payload), True, error)
+            return self._append_alone(writer, form.body % (stamp_ms, payload), True, error)
         if written != len(line):
-            return self._append_alone(writer, form % (stamp_ms, payload), True, written)
+            return self._append_alone(writer, form.body % (stamp_ms, payload), True, written)
         segment.used = True
         segment.size += written
         self._room.used += written
@@ -127,14 +127,12 @@ class Writer:
         seq = writer.next
         return self._join(writer, Entry(made, writer.lane, seq, writer.line(body, seq, made), disk))
 
-    def enter_form(
-        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool
-    ) -> asyncio.Future[Position]:
-        """`enter` of ``form % (stamp_ms, payload)``."""
-        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+    def enter_form(self, form: Form, stamp_ms: int, payload: bytes, disk: bool) -> asyncio.Future[Position]:
+        """`enter` of ``form.body % (stamp_ms, payload)``."""
+        writer: LaneWriter = form.lane or self._lane_of(form)
         seq = writer.next
         if writer.after:
-            return self.enter(channel, form % (stamp_ms, payload), priority, True, disk)
+            return self.enter(form.channel, form.body % (stamp_ms, payload), form.priority, True, disk)
         wire = (writer.blank if writer.form is form else writer.fit(form)) % (seq, stamp_ms, payload, seq)
         return self._join(writer, Entry(True, writer.lane, seq, b"%08x %b\n" % (crc32(wire), wire), disk))
 
@@ -289,6 +287,10 @@ class Writer:
             entry.error = log_error(f"append to {writer.lane.channel}", error)
 
     # ------------------------------------------------------------------------------------------ lanes
+
+    def _lane_of(self, form: Form) -> LaneWriter:
+        form.lane = self._lanes.get((form.channel, form.priority)) or self._open_lane(form.channel, form.priority)
+        return form.lane  # type: ignore[no-any-return]
 
     def _open_lane(self, channel: str, priority: int) -> LaneWriter:
         writer = self._lanes[channel, priority] = self._takeover.open_lane(channel, priority)

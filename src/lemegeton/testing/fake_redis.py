@@ -68,6 +68,8 @@ class FakeRedisServer:
         self._known: set[str] = set()
         self._sessions: list[Session] = []
         self._in_script = False
+        self.watch: Callable[[list[bytes], bool], None] | None = None
+        """Told of every command that is about to be executed, and whether a script does it."""
         self._own = {b"PING": (self._ping, -1), b"PUBLISH": (self._publish, 3), b"SUBSCRIBE": (self._subscribe, -2),
                      b"PSUBSCRIBE": (self._psubscribe, -2), b"UNSUBSCRIBE": (self._unsubscribe, -1),
                      b"PUNSUBSCRIBE": (self._punsubscribe, -1), b"EVAL": (self._eval, -3), b"EVALSHA": (self._evalsha, -3),
@@ -107,6 +109,8 @@ class FakeRedisServer:
             raise wrong_arity(name.decode().lower())
         self._admit(name, session, writes=command is not None and command.writes,
                     grows=command is not None and command.grows)
+        if self.watch is not None:
+            self.watch(args, self._in_script)
         if command is not None:
             return command.handler(self.store, args[1:])
         return self._own[name][0](args[1:], session)

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 
 from lemegeton.errors import LogError
 from lemegeton.lane import Lane
-from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Log, Placed, Position, Ring, Span
+from lemegeton.logs.base import READ_BYTES, Batch, Cursor, Form, Log, Placed, Position, Ring, Span
 
 T = TypeVar("T")
 Verb = Literal["append", "channels", "lanes", "span", "of_earlier_boot", "seek", "read", "trim"]
@@ -89,9 +89,7 @@ class FaultyLog:
         """As the log inside."""
         return self._log.rings
 
-    def append_now(
-        self, channel: str, priority: int, form: bytes, stamp_ms: int, payload: bytes, disk: bool = False
-    ) -> Placed:
+    def append_now(self, form: Form, stamp_ms: int, payload: bytes, disk: bool = False) -> Placed:
         return None  # so that every append meets its fault
 
     async def append(

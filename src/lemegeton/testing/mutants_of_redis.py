@@ -45,8 +45,7 @@ REDIS_MUTANTS: tuple[Mutant, ...] = (
            "                pass\n"),
     _redis("what is asked for is said to be gone", "resending.py", "return wanted or [_gone(first, last)]",
            "return [_gone(first, last)]"),
-    _redis("settled of one site counts for all", "sharing.py", "min(acks.get(name, {}).get(lane, 0) for name in listening)",
-           "max(acks.get(name, {}).get(lane, 0) for name in listening)"),
+    _redis("settled of one site counts for all", "sharing.py", "limits[lane] = min(settled)", "limits[lane] = max(settled)"),
     # reading
     _redis("no anti-entropy", "logs/redis.py", "self._rings if everything else looking & self._rings.keys()",
            "looking & self._rings.keys()"),

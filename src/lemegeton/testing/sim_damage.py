@@ -106,6 +106,8 @@ def cut_power(world: World, site: SimSite, rng: Random) -> None:
             process.vanish()
             world.crashes += 1
     site.disk.power(rng)
+    if world.watch is not None:
+        world.watch.power(site.name)
     site.disk.read_only, site.disk.capacity = False, None
     lost = site.missing_since(before)
     site.history.record("fault", kind="power", ids=lost)

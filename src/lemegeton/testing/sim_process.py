@@ -290,6 +290,8 @@ class Life:
         self.site.learn(lane, receipt.seq, send.tag)
         self.record("ack", ch=lane.channel, prod=self.process.spec.bus, origin=lane.origin, pinc=lane.inc,
                     prio=lane.priority, seq=receipt.seq, id=send.tag, level=receipt.level)
+        if self.world.watch is not None and receipt.level == "redis":
+            self.world.watch.acknowledged(self.site.name, lane, receipt.seq)
 
     # ------------------------------------------------------------------------------------------ handling
 

@@ -32,6 +32,7 @@ from lemegeton.testing.sim_loop import LIFE, Gate, SimLoop
 from lemegeton.testing.sim_plan import SHARED_URL, Plan, Send, SiteSpec, channels_of, local_url
 from lemegeton.testing.sim_process import Life, SimProcess
 from lemegeton.testing.sim_tools import copy_disk, drop_in
+from lemegeton.testing.sim_watch import Watch
 from lemegeton.testing.violation import Violation
 
 NS = 1_000_000_000
@@ -69,10 +70,12 @@ class World:
         """The history of all sites, in a plan where they reach each other; else each has its own."""
         self.net: FakeRedisNet | None = None
         """The way to the Redis that all sites share, in a plan with one."""
+        self.watch: Watch | None = None
         if plan.redis:
             self.net = FakeRedisNet(loop, Random(f"net {plan.seed}"))
             for url in (SHARED_URL, *(local_url(spec.name) for spec in plan.sites)):
                 self.net.add(url, FakeRedisServer(loop.time, Random(f"redis {plan.seed} {url}")))
+            self.watch = Watch(self.net.server(SHARED_URL), loop.time, self.has, self.remembers, self.violate)
         for spec in plan.sites:
             self.sites.append(SimSite(self, spec))
 
@@ -89,6 +92,14 @@ class World:
     def tag_at(self, lane: Lane, seq: int) -> str | None:
         """Which message lies where, on any site."""
         return next((tag for site in self.sites if (tag := site.tag_at(lane, seq)) is not None), None)
+
+    def has(self, lane: Lane, seq: int) -> bool:
+        """True if a whole record lies there now, on any site."""
+        return any((lane, seq) in site.present() for site in self.sites)
+
+    def remembers(self) -> bool:
+        """True while no disk has refused to take anything."""
+        return not any(self.faults[kind] for kind in ("full", "read_only", "failing_call", "bad_disk", "few_files"))
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call it in the name of the harness."""
