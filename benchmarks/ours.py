@@ -74,8 +74,8 @@ async def publish(
             await (_paced_with_loop if url else _paced)(bus, count, rate, begun)
         elif tasks > 1:
             async with asyncio.TaskGroup() as group:
-                for _ in range(tasks):
-                    group.create_task(_some(bus, count // tasks, ack, made))
+                for n in range(tasks):
+                    group.create_task(_some(bus, count // tasks + (n < count % tasks), ack, made))
         else:
             for n in range(count):
                 await bus.publish(names[n % channel_count], made())

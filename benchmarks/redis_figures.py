@@ -54,7 +54,7 @@ class RedisSize:
     outages: int = 3
 
 
-REDIS_QUICK = RedisSize(messages=6_400, slow=640, large=(1_280, 128), paced_s=0.6, rounds=1, peer_rounds=1, outages=1)
+REDIS_QUICK = RedisSize(messages=5_120, slow=640, large=(1_280, 128), paced_s=0.6, rounds=1, peer_rounds=1, outages=1)
 
 
 def redis_server() -> RedisServer | None:

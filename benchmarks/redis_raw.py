@@ -96,10 +96,17 @@ def _around(data: bytes) -> tuple[bytes, bytes]:
     return data[:at], data[at + STAMP_CHARS:]
 
 
+def whole(count: int, batch: int) -> None:
+    """A part of a batch would never come, and who waits for it would wait long."""
+    if count % batch:
+        raise ValueError(f"{count} messages are not batches of {batch}")
+
+
 def commands(
     *, place: str | list[Any], wire: str, fields: list[str], length: int, count: int, batch: int = 1, rate: float = 0.0
 ) -> None:
     """XADD and PUBLISH of each message, ``batch`` messages in one write."""
+    whole(count, batch)
     record, connection = Record(wire, fields, length), Connection(place)
     answers = connection.answers()
     ready()
@@ -118,6 +125,7 @@ def forward(
     *, place: str | list[Any], wire: str, fields: list[str], length: int, count: int, batch: int, text: str
 ) -> None:
     """The relay's script, ``batch`` messages a call."""
+    whole(count, batch)
     record, connection = Record(wire, fields, length), Connection(place)
     answers = connection.answers()
     connection.send(hiredis.pack_command(("SCRIPT", "LOAD", text)))

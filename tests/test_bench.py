@@ -132,3 +132,13 @@ def test_there_is_a_p999_only_where_ten_lie_above_it() -> None:
     assert percentiles(range(1_000, 10_001_000, 1_000)).keys() == {"p50", "p99"}
     many = percentiles(range(0, 20_000_000, 1_000))
     assert many == {"p50": 10_500.0, "p99": 19_810.0, "p99.9": 19_981.0}
+
+
+def test_what_is_sent_in_batches_is_so_many_whole_ones() -> None:
+    run, batch, eight = import_module("run"), import_module("figures").TASKS, import_module("figures").WRITERS
+    for sizes in (run.SIZES, run.QUICK_SIZES):
+        counts = [sizes.files.messages, sizes.files.synced, sizes.redis.slow, sizes.fan.messages, *sizes.redis.large]
+        assert [count % batch for count in counts] == [0] * len(counts)
+        assert (sizes.redis.messages % (eight * batch), sizes.files.messages % eight) == (0, 0)
+    with pytest.raises(ValueError, match="100 messages are not batches of 64"):
+        import_module("redis_raw").whole(100, 64)
