@@ -5,6 +5,7 @@ VENV ?= .venv
 SEEDS ?= 500
 ROUNDS ?= 200
 PEERS ?= 1
+ONLY ?=
 SCHEDULES ?= 30
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
@@ -53,7 +54,7 @@ transitions: $(MADE)
 	$(BIN)/python chaos/transitions.py
 
 bench: $(MADE) $(if $(filter 0,$(PEERS)),,$(VENV)/.peers)
-	$(BIN)/python benchmarks/run.py $(if $(filter 0,$(PEERS)),--no-peers)
+	$(BIN)/python benchmarks/run.py $(if $(filter 0,$(PEERS)),--no-peers) $(if $(ONLY),--only $(ONLY))
 
 $(VENV)/.peers: $(MADE)
 	PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,21 @@ LOOP_SPIN_NS = 1_500_000
 """A loop's sleep is counted in milliseconds, rounded up."""
 WARM_UP = 0.05
 """The share of the first messages whose latency is not counted."""
-_FILL = "x" * (PAYLOAD_BYTES - STAMP_CHARS - len('{"t":"","fill":""}'))
+TAIL_SAMPLES = 10_000
+"""From so many latencies on there is a p99.9: ten or more lie above it."""
+_FRAME_CHARS = STAMP_CHARS + len('{"t":"","fill":""}')
+_FILL = "x" * (PAYLOAD_BYTES - _FRAME_CHARS)
 
 
 def payload() -> dict[str, str]:
     """A payload of 256 bytes as JSON that begins with the stamp of now (`time.perf_counter_ns`, one clock for all)."""
     return {"t": f"{time.perf_counter_ns():020d}", "fill": _FILL}
+
+
+def payloads(size: int) -> Callable[[], dict[str, str]]:
+    """What makes payloads of so many bytes."""
+    fill = "x" * (size - _FRAME_CHARS)
+    return payload if size == PAYLOAD_BYTES else lambda: {"t": f"{time.perf_counter_ns():020d}", "fill": fill}
 
 
 def wait_until(due_ns: int) -> None:
@@ -42,19 +51,21 @@ async def paced(due_ns: int) -> None:
 
 
 def percentiles(latencies_ns: Sequence[int]) -> dict[str, float]:
-    """p50 and p99 in microseconds, without the warm-up."""
+    """p50, p99 and, of many, p99.9 in microseconds, without the warm-up."""
     counted = sorted(latencies_ns[int(len(latencies_ns) * WARM_UP):])
     if not counted:
         return {}
-    return {"p50": counted[len(counted) // 2] / 1000, "p99": counted[len(counted) * 99 // 100] / 1000}
+    parts = {"p50": 500, "p99": 990, **({"p99.9": 999} if len(counted) >= TAIL_SAMPLES else {})}
+    return {part: counted[len(counted) * share // 1000] / 1000 for part, share in parts.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a peer is given: so many messages, and so many a second (0: as fast as it goes)."""
+    """What a peer is given: so many messages, so many a second (0: as fast as it goes), from so many tasks."""
 
     count: int
     hz: float = 0.0
+    tasks: int = 1
 
 
 class Handled:
@@ -82,6 +93,16 @@ class Handled:
         tell(ended=time.perf_counter_ns(), **percentiles(self._latencies))
 
 
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Every side that has a loop has the same: uvloop where it is installed, as `lemegeton.run` takes it."""
+    try:
+        from uvloop import new_event_loop as made
+    except ImportError:
+        made = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=made) as runner:
+        runner.run(main)
+
+
 def tell(**answer: Any) -> None:
     """One line to the parent."""
     sys.stdout.write(json.dumps(answer) + "\n")
@@ -102,12 +123,13 @@ def memory() -> dict[str, float]:
 
 
 def spec() -> dict[str, Any]:
-    """What the parent asked this process to be."""
-    found: dict[str, Any] = json.loads(sys.argv[1])
+    """What the parent asked this process to be: the first line that it says."""
+    found: dict[str, Any] = json.loads(sys.stdin.readline())
     return found
 
 
 def leave() -> None:
-    """End without cleaning up: the numbers are told."""
+    """Stand still until the parent has read what this process took, and end without cleaning up: the numbers are told."""
     sys.stdout.flush()
+    sys.stdin.read()
     os._exit(0)

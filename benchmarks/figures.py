@@ -1,245 +1,223 @@
-"""The figures: what is measured, beside what, and the bar that each must hold."""
+"""The figures through files: what is measured, beside what."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import PAYLOAD_BYTES
 from raw import database
-from stand import Role, Samples, alone, directory, median, pair, rate, told
+from stand import Found, Ran, Role, Turn, alone, crowd, directory, pair, rate
+from table import Pair, Part, beside
 
 SLOW_HZ, FAST_HZ = 500, 5000
-TASKS = 64
-CHANNELS = 1000
-MEMORY_BAR_MB = 60.0
-MEMORY_GROWTH_BAR_MB = 5.0
-START_BAR_S = 0.2
+TASKS, WRITERS = 64, 8
+CHANNELS = (1, 100, 1000)
+PAYLOADS = {1024: "1 KiB", 65_536: "64 KiB"}
+RAW, BARE, SQLITE = "raw", "raw, 64 lines a write and sync, no tasks", "SQLite"
+
+ONE = "files: one publisher, each publish awaited, msg/s"
+ROWS = "files: one publisher, beside SQLite (WAL, NORMAL, a row a commit), msg/s"
+GROUPED = "files: one publisher, 64 tasks, msg/s"
+EIGHT = "files: eight publishers, each publish awaited, msg/s"
+DISK = 'files: ack="disk", 64 tasks, msg/s'
+GROUP = 'files: ack="disk", 64 tasks, messages a sync'
+MANY = "files: channels in turn, glob subscription, msg/s"
+MEMORY = "files: channels in turn, peak memory of the {role}, MB"
+LATENCY = "files: latency at {hz:,} msg/s, {part}, µs"
+LARGE = "files: payload of {size}, each publish awaited, msg/s"
+COSTS = ("CPU of the publisher, µs a message", "CPU of the subscriber, µs a message", "peak memory of the publisher, MB",
+         "peak memory of the subscriber, MB")
+PARTS = ("p50", "p99", "p99.9")
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much a run does: messages in the throughput figures, with sync, in SQLite, in the long run; seconds paced."""
+    """How much a run does: messages in the throughput figures, with sync, in SQLite, of each large payload; seconds paced;
+    rounds."""
 
     messages: int = 64_000
     synced: int = 16_000
     rows: int = 20_000
-    long: int = 1_000_000
-    paced_s: float = 3.0
+    large: tuple[int, int] = (16_000, 1_600)
+    paced_s: float = 2.2
+    rounds: int = 5
 
 
-QUICK = Size(messages=16_000, synced=3_200, rows=4_000, long=60_000, paced_s=0.6)
+QUICK = Size(messages=8_000, synced=3_200, rows=2_000, large=(2_000, 200), paced_s=0.6, rounds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table.  ``holds`` is None for a figure without a bar."""
+def channel_side(count: int) -> str:
+    """What a side is called that goes over so many channels."""
+    return "1 channel" if count == 1 else f"{count:,} channels"
 
-    figure: str
-    ours: str
-    other: str
-    ratio: str
-    bar: str
-    holds: bool | None
+
+def among_channels(figures: Sequence[str]) -> list[Pair]:
+    """Rows that hold many channels beside one."""
+    one, *more = (channel_side(count) for count in CHANNELS)
+    return [Pair(figure, side, one) for figure in figures for side in more]
+
+
+def costs(found: Found, figure: str, side: str, count: int, reader: Ran, writer: Ran) -> None:
+    """What a run took of publisher and subscriber, under the name of its figure."""
+    values = (writer.cpu_s * 1e6 / count, reader.cpu_s * 1e6 / count, writer.peak_mb, reader.peak_mb)
+    for what, value in zip(COSTS, values, strict=True):
+        found.add(f"{figure.removesuffix(', msg/s')}, {what}", side, value)
+
+
+def latencies(found: Found, figure: str, side: str, told: dict[str, Any]) -> None:
+    """The percentiles that a reader told; ``figure`` has a place for their name."""
+    for part in PARTS:
+        if part in told:
+            found.add(figure.replace("{part}", part), side, told[part])
 
 
 @dataclass(slots=True)
-class Bench:
-    """Runs the figures round by round and keeps what they gave."""
+class FileBench:
+    """Runs the figures."""
 
     root: Path
     size: Size
-    line_bytes: int = 0
-    samples: dict[str, Samples] = field(default_factory=dict)
-    groups: list[float] = field(default_factory=list)
-    rounds: int = 0
+    found: Found
+    _line_bytes: dict[int, int] = field(default_factory=dict)
 
-    def probe(self) -> None:
-        """How many bytes one of our lines takes: an average, sequences grow."""
-        count = self.size.messages
-        with directory(self.root) as path:
-            alone(Role("ours.py", "publish", home=str(path), count=count))
-            total = sum(file.stat().st_size for file in path.glob("messages/*/*.log"))
-        self.line_bytes = round(total / count)
-
-    def round(self) -> None:
-        """Every figure once, ours beside the other, each time in the other order."""
-        self.rounds += 1
-        for measure in FIGURES:
-            sides = measure(self)
-            for side in sides if self.rounds % 2 else reversed(sides):
-                side()
-
-    def add(self, figure: str, side: str, value: float) -> None:
-        """One measured value."""
-        self.samples.setdefault(figure, Samples()).add(side, value)
+    def line_bytes(self, payload: int = PAYLOAD_BYTES) -> int:
+        """How many bytes one of our lines takes with such a payload: an average, sequences grow."""
+        if payload not in self._line_bytes:
+            count = min(self.size.messages, 100 * 2**20 // payload)
+            with directory(self.root) as path:
+                alone(Role("ours.py", "publish", home=str(path), count=count, payload_bytes=payload))
+                total = sum(file.stat().st_size for file in path.glob("messages/*/*.log"))
+            self._line_bytes[payload] = round(total / count)
+        return self._line_bytes[payload]
 
     # ------------------------------------------------------------------------------------------ runs
 
-    def ours(self, figure: str, side: str, count: int, *, patterns: tuple[str, ...] = ("load-0",), **more: Any) -> None:
-        """Publisher to durable subscriber, full delivery."""
-        latency = "rate" in more
+    def ours(self, figure: str, side: str, count: int, *, patterns: tuple[str, ...] = ("load-0",), costly: bool = False,
+             memory: str = "", **more: Any) -> None:
+        """Publisher to durable subscriber, full delivery; ``memory`` is the figure of its memory, if it has one."""
         with directory(self.root) as path:
             home = str(path)
-            reader = Role("ours.py", "subscribe", home=home, count=count, latency=latency, patterns=patterns)
-            writer = Role("ours.py", "publish", home=home, count=count, **more)
-            self._add_pair(figure, side, count, *pair(reader, writer))
+            reader = Role("ours.py", "subscribe", home=home, count=count, latency="rate" in more, patterns=patterns)
+            read, wrote = pair(reader, Role("ours.py", "publish", home=home, count=count, **more))
+        self._add(figure, side, count, read, wrote, costly)
+        if memory:
+            for role, ran in (("publisher", wrote), ("subscriber", read)):
+                self.found.add(memory.format(role=role), side, ran.peak_mb)
 
-    def raw(self, figure: str, count: int, **more: Any) -> None:
+    def raw(self, figure: str, count: int, payload: int = PAYLOAD_BYTES, costly: bool = False, **more: Any) -> None:
         """One write a line to a reader that splits lines."""
-        latency = "rate" in more
+        line_bytes = self.line_bytes(payload)
         with directory(self.root) as path:
             file = str(path / "log")
-            reader = Role("raw.py", "read", path=file, count=count, latency=latency)
-            writer = Role("raw.py", "write", path=file, count=count, line_bytes=self.line_bytes, **more)
-            self._add_pair(figure, "raw", count, *pair(reader, writer))
+            reader = Role("raw.py", "read", paths=[file], count=count, latency="rate" in more)
+            read, wrote = pair(reader, Role("raw.py", "write", path=file, count=count, line_bytes=line_bytes, **more))
+        self._add(figure, RAW, count, read, wrote, costly)
 
-    def _add_pair(self, figure: str, side: str, count: int, read: dict[str, Any], wrote: dict[str, Any]) -> None:
-        if "p50" in read:
-            self.add(f"{figure}, p50", side, read["p50"])
-            self.add(f"{figure}, p99", side, read["p99"])
+    def _add(self, figure: str, side: str, count: int, read: Ran, wrote: Ran, costly: bool) -> None:
+        if "p50" in read.told:
+            latencies(self.found, figure, side, read.told)
         else:
-            self.add(figure, side, rate(count, wrote["begun"], read["ended"]))
+            self.found.add(figure, side, rate(count, wrote.told["begun"], read.told["ended"]))
+        if costly:
+            costs(self.found, figure, side, count, read, wrote)
 
-    def ours_disk(self, figure: str) -> None:
+    def eight(self, side: str, count: int) -> None:
+        """Eight publisher processes to one subscriber, a log each."""
+        line_bytes = self.line_bytes()
+        with directory(self.root) as path:
+            files, each = [str(path / f"log{n}") for n in range(WRITERS)], count // WRITERS
+            if side == RAW:
+                reader = Role("raw.py", "read", paths=files, count=count)
+                writers = [Role("raw.py", "write", path=file, count=each, line_bytes=line_bytes) for file in files]
+            else:
+                reader = Role("ours.py", "subscribe", home=str(path), count=count)
+                writers = [Role("ours.py", "publish", home=str(path), count=each, name=f"sender{n}") for n in range(WRITERS)]
+            ran = crowd([reader], writers)
+        self.found.add(EIGHT, side, rate(count, ran.begun, ran.ended))
+
+    def ours_disk(self) -> None:
         """64 tasks that each wait for the disk; nobody reads."""
         count = self.size.synced
         with directory(self.root) as path:
-            result = alone(Role("ours.py", "publish", home=str(path), count=count, tasks=TASKS, ack="disk"))
-        self.groups.append(count / max(1, result["syncs"]))
-        self.add(figure, "ours", rate(count, result["begun"], result["ended"]))
+            told = alone(Role("ours.py", "publish", home=str(path), count=count, tasks=TASKS, ack="disk")).told
+        self.found.add(DISK, "ours", rate(count, told["begun"], told["ended"]))
+        self.found.add(GROUP, "ours", count / max(1, told["syncs"]))
 
-    def raw_disk(self, figure: str, role: str, **more: Any) -> None:
+    def raw_disk(self, side: str, role: str, **more: Any) -> None:
         """Lines that are synced in groups of 64; nobody reads."""
-        count = self.size.synced
+        count, line_bytes = self.size.synced, self.line_bytes()
         with directory(self.root) as path:
-            result = alone(Role("raw.py", role, path=str(path / "log"), count=count, line_bytes=self.line_bytes, **more))
-        self.add(figure, "raw", rate(count, result["begun"], result["ended"]))
+            told = alone(Role("raw.py", role, path=str(path / "log"), count=count, line_bytes=line_bytes, **more)).told
+        self.found.add(DISK, side, rate(count, told["begun"], told["ended"]))
 
-    def sqlite(self, figure: str) -> None:
-        """The peer."""
-        count = self.size.rows
+    def sqlite(self) -> None:
+        """A row a commit."""
+        count, line_bytes = self.size.rows, self.line_bytes()
         with directory(self.root) as path:
             file = str(path / "log.db")
             database(file).close()
             reader = Role("raw.py", "select", path=file, count=count)
-            writer = Role("raw.py", "insert", path=file, count=count, line_bytes=self.line_bytes)
-            self._add_pair(figure, "SQLite", count, *pair(reader, writer))
+            read, wrote = pair(reader, Role("raw.py", "insert", path=file, count=count, line_bytes=line_bytes))
+        self._add(ROWS, SQLITE, count, read, wrote, False)
+
+    def channels(self, channel_count: int) -> None:
+        """The same messages over so many channels, always read through a glob."""
+        self.ours(MANY, channel_side(channel_count), self.size.messages, patterns=("load-*",), channel_count=channel_count,
+                  memory=MEMORY)
+
+    # ------------------------------------------------------------------------------------------ turns
+
+    def turns(self) -> list[Turn]:
+        """All figures."""
+        count, rows = self.size.messages, self.size.rows
+        one = (lambda: self.ours(ONE, "ours", count, costly=True), lambda: self.raw(ONE, count, costly=True))
+        grouped = (lambda: self.ours(GROUPED, "ours", count, tasks=TASKS, costly=True),
+                   lambda: self.raw(GROUPED, count, batch=TASKS, costly=True))
+        disk = (self.ours_disk, lambda: self.raw_disk(RAW, "tasks", tasks=TASKS),
+                lambda: self.raw_disk(BARE, "write", batch=TASKS, sync=True))
+        return [
+            self._turn("one", *one), self._turn("tasks", *grouped),
+            self._turn("sqlite", self.sqlite, lambda: self.ours(ROWS, "ours", rows)),
+            self._turn("eight", lambda: self.eight("ours", count), lambda: self.eight(RAW, count)),
+            *(self._latency(hz) for hz in (SLOW_HZ, FAST_HZ)), self._turn("disk", *disk),
+            self._turn("channels", *[_with(self.channels, channels) for channels in CHANNELS]),
+            *(self._large(payload, count) for payload, count in zip(PAYLOADS, self.size.large, strict=True)),
+        ]
+
+    def _turn(self, name: str, *sides: Callable[[], None]) -> Turn:
+        return Turn(f"files.{name}", sides, self.size.rounds)
+
+    def _latency(self, hz: int) -> Turn:
+        count, figure = int(hz * self.size.paced_s), LATENCY.replace("{hz:,}", f"{hz:,}")
+        return self._turn(f"latency-{hz}", lambda: self.ours(figure, "ours", count, rate=hz),
+                          lambda: self.raw(figure, count, rate=hz))
+
+    def _large(self, payload: int, count: int) -> Turn:
+        figure = LARGE.format(size=PAYLOADS[payload])
+        return self._turn(f"payload-{payload}", lambda: self.ours(figure, "ours", count, payload_bytes=payload),
+                          lambda: self.raw(figure, count, payload))
+
+    # ------------------------------------------------------------------------------------------ the section
+
+    def part(self) -> Part:
+        """Everything that was measured."""
+        figures = [name for name in self.found.samples if name.startswith("files: ")]
+        compared = [name for name in figures if self.found.values(name, channel_side(CHANNELS[0]))]
+        pairs = [*beside(self.found, [name for name in figures if name not in compared]), *among_channels(compared)]
+        measured = self._line_bytes.get(PAYLOAD_BYTES)
+        return Part("files", "Files", TEXT + (LINE.format(measured) if measured else ""), pairs)
 
 
-Sides = list[Callable[[], None]]
+ROLES = ("publisher", "subscriber")
+TEXT = """Ours: publish awaited → file → inotify → checksum, decode, intent, handler, settled, in a durable subscription of
+another process. Raw: `os.write` of lines of as many bytes → inotify → split. Raw with the disk: 64 asyncio tasks that append
+a ready line and share one write and one `fdatasync` in a thread."""
+LINE = " {} bytes a line with a payload of 256."
 
 
-def one_publisher(bench: Bench) -> Sides:
-    """Throughput, a write a message."""
-    count, name = bench.size.messages, ONE
-    return [lambda: bench.ours(name, "ours", count), lambda: bench.raw(name, count), lambda: bench.sqlite(SQLITE),
-            lambda: bench.ours(SQLITE, "ours", bench.size.rows)]
+def _with(call: Callable[[int], None], value: int) -> Callable[[], None]:
+    return lambda: call(value)
 
-
-def latency_slow(bench: Bench) -> Sides:
-    """Latency with an idle reader."""
-    return _latency(bench, SLOW_HZ)
-
-
-def latency_fast(bench: Bench) -> Sides:
-    """Latency with a busy one."""
-    return _latency(bench, FAST_HZ)
-
-
-def _latency(bench: Bench, hz: int) -> Sides:
-    count, name = int(hz * bench.size.paced_s), f"latency at {hz:,} msg/s"
-    return [lambda: bench.ours(name, "ours", count, rate=hz), lambda: bench.raw(name, count, rate=hz)]
-
-
-def on_disk(bench: Bench) -> Sides:
-    """Group sync: beside 64 tasks that share one as well, and beside a loop that writes 64 lines and syncs."""
-    return [lambda: bench.ours_disk(DISK), lambda: bench.raw_disk(DISK, "tasks", tasks=TASKS),
-            lambda: bench.ours_disk(BARE_DISK), lambda: bench.raw_disk(BARE_DISK, "write", batch=TASKS, sync=True)]
-
-
-def many_channels(bench: Bench) -> Sides:
-    """The same messages over 1,000 channels and over one, both read through a glob."""
-    count = bench.size.messages
-    return [lambda: bench.ours(MANY, "ours", count, patterns=("load-*",), channel_count=CHANNELS),
-            lambda: bench.ours(MANY, "one channel", count, patterns=("load-*",))]
-
-
-def many_tasks(bench: Bench) -> Sides:
-    """64 publishing tasks beside raw writes of 64 lines."""
-    count = bench.size.messages
-    return [lambda: bench.ours(GROUPED, "ours", count, tasks=TASKS), lambda: bench.raw(GROUPED, count, batch=TASKS)]
-
-
-FIGURES: tuple[Callable[[Bench], Sides], ...] = (
-    one_publisher, latency_slow, latency_fast, on_disk, many_channels, many_tasks,
-)
-ONE = "one publisher, each publish awaited, msg/s"
-SQLITE = "the same beside SQLite (WAL, NORMAL, a row a commit), msg/s"
-DISK = 'ack="disk", 64 tasks, msg/s'
-BARE_DISK = "the same beside one write and sync for 64 lines, no tasks, msg/s"
-MANY = "1,000 channels in turn, glob subscription, msg/s"
-GROUPED = "64 tasks, msg/s"
-BARS: dict[str, tuple[float, bool]] = {
-    ONE: (0.4, True), DISK: (0.6, True), MANY: (0.5, True),
-    **{f"latency at {hz:,} msg/s, {p}": (2.5, False) for hz in (SLOW_HZ, FAST_HZ) for p in ("p50", "p99")},
-}
-"""Figure → the bar of ours over the other, and whether it must be at least that (else at most)."""
-
-
-def rows(bench: Bench) -> list[Row]:
-    """The table of what was measured in rounds."""
-    return [_row(figure, samples, bench) for figure, samples in bench.samples.items()]
-
-
-def _row(figure: str, samples: Samples, bench: Bench) -> Row:
-    ours = samples.sides["ours"]
-    side, other = next((side, values) for side, values in samples.sides.items() if side != "ours")
-    ratio = median(ours) / median(other)
-    limit, at_least = BARS.get(figure, (0.0, True))
-    unit = " µs" if "latency" in figure else ""
-    group = f"; {median(bench.groups):.0f} a sync" if figure in (DISK, BARE_DISK) else ""
-    return Row(
-        figure, spread(ours, unit) + group, f"{side}: {spread(other, unit)}", f"{ratio:.2f}",
-        f"{'≥' if at_least else '≤'} {limit}" if limit else "–",
-        None if not limit else (ratio >= limit if at_least else ratio <= limit))
-
-
-def spread(values: list[float], unit: str) -> str:
-    """The median, the smallest and the largest."""
-    return f"{median(values):,.0f}{unit} ({min(values):,.0f}–{max(values):,.0f})"
-
-
-# ── a long run: memory and start ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def long_run(root: Path, count: int, rounds: int) -> list[Row]:
-    """A million messages from one process to another, then subscriptions that begin behind them."""
-    with directory(root) as path:
-        home = str(path)
-        Role("ours.py", "hold", home=home).wait()
-        reader = Role("ours.py", "subscribe", home=home, count=count, every=count // 10)
-        read, wrote = pair(reader, Role("ours.py", "fill", home=home, count=count, every=count // 10))
-        alone(Role("ours.py", "publish", home=home, count=1000))
-        found = [_memory_row(f"memory of the {role}, {count:,} messages", result)
-                 for role, result in (("publisher", wrote), ("subscriber", read))]
-        fresh = [told(Role("ours.py", "start", home=home, name=f"fresh{n}")) for n in range(rounds)]
-        known = [told(Role("ours.py", "start", home=home, name="reader")) for n in range(rounds)]
-        assert {s["seq"] for s in fresh} == {1}, "a fresh place begins at the first record"
-        assert {s["seq"] for s in known} == {count + 1}, "a known place goes on where it was"
-    what = f"behind {count:,} records, subscribe to first delivery"
-    return [*found, _start_row(f"fresh name {what}", fresh), _start_row(f"known place near the end, {what}", known)]
-
-
-def _memory_row(figure: str, result: dict[str, Any]) -> Row:
-    growth = result["marks"][-1] - result["marks"][0]
-    holds = result["VmHWM"] < MEMORY_BAR_MB and growth < MEMORY_GROWTH_BAR_MB
-    text = f"{result['VmRSS']:.1f} MB, peak {result['VmHWM']:.1f} MB, {growth:+.1f} MB since the first tenth"
-    return Row(figure, text, "–", "–", f"peak < {MEMORY_BAR_MB:.0f} MB, growth < {MEMORY_GROWTH_BAR_MB:.0f} MB", holds)
-
-
-def _start_row(figure: str, results: list[dict[str, Any]]) -> Row:
-    seconds = [result["seconds"] for result in results]
-    text = f"{median(seconds) * 1000:.0f} ms ({min(seconds) * 1000:.0f}–{max(seconds) * 1000:.0f})"
-    return Row(figure, text, "–", "–", f"< {START_BAR_S * 1000:.0f} ms", median(seconds) < START_BAR_S)

@@ -1,14 +1,29 @@
-"""Our side: a publisher and a subscriber as a user would write them, with the settings that a user gets."""
+"""Our side: publishers and subscribers as a user would write them, with the settings that a user gets."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
-from common import STAMP_CHARS, leave, memory, paced, payload, percentiles, ready, spec, tell, wait_until
+from common import (
+    PAYLOAD_BYTES,
+    STAMP_CHARS,
+    leave,
+    memory,
+    paced,
+    payload,
+    payloads,
+    percentiles,
+    ready,
+    spec,
+    tell,
+    wait_until,
+)
 
 from lemegeton import Message, MessageBus, run
 from lemegeton.osfs import OsFs
@@ -40,12 +55,18 @@ def settings(home: str, url: str) -> dict[str, str]:
     return {"home": home, "redis_url": url, "local_redis": "off"} if url else {"home": home}
 
 
+async def stay() -> None:
+    """Go on serving until the parent, which reads meanwhile what this process took, ends it or is gone."""
+    await asyncio.to_thread(sys.stdin.read)
+
+
 async def publish(
-    *, home: str, count: int, rate: float = 0.0, tasks: int = 1, ack: str = "local", channel_count: int = 1, url: str = ""
+    *, home: str, count: int, rate: float = 0.0, tasks: int = 1, ack: str = "local", channel_count: int = 1, url: str = "",
+    name: str = "sender", payload_bytes: int = PAYLOAD_BYTES
 ) -> None:
     """Publish ``count`` messages, awaiting each; with a Redis the relay goes on until this process is ended."""
-    syncs = Syncs()
-    async with MessageBus("sender", **settings(home, url)) as bus:
+    syncs, made = Syncs(), payloads(payload_bytes)
+    async with MessageBus(name, **settings(home, url)) as bus:
         names = channels(channel_count)
         ready()
         begun = time.perf_counter_ns()
@@ -53,20 +74,18 @@ async def publish(
             await (_paced_with_loop if url else _paced)(bus, count, rate, begun)
         elif tasks > 1:
             async with asyncio.TaskGroup() as group:
-                for _ in range(tasks):
-                    group.create_task(_some(bus, count // tasks, ack))
+                for n in range(tasks):
+                    group.create_task(_some(bus, count // tasks + (n < count % tasks), ack, made))
         else:
             for n in range(count):
-                await bus.publish(names[n % channel_count], payload())
-        ended = time.perf_counter_ns()
-        tell(begun=begun, ended=ended, syncs=syncs.count, **memory())
-        if url:
-            await asyncio.Event().wait()
+                await bus.publish(names[n % channel_count], made())
+        tell(begun=begun, ended=time.perf_counter_ns(), syncs=syncs.count)
+        await stay()
 
 
-async def _some(bus: MessageBus, count: int, ack: Any) -> None:
+async def _some(bus: MessageBus, count: int, ack: Any, made: Callable[[], dict[str, str]]) -> None:
     for _ in range(count):
-        await bus.publish(CHANNEL, payload(), ack=ack)
+        await bus.publish(CHANNEL, made(), ack=ack)
 
 
 async def _paced(bus: MessageBus, count: int, rate: float, begun: int) -> None:
@@ -93,6 +112,7 @@ async def fill(*, home: str, count: int, every: int) -> None:
             if n % every == 0:
                 marks.append(memory()["VmRSS"])
         tell(begun=begun, ended=time.perf_counter_ns(), marks=marks, **memory())
+        await stay()
 
 
 async def subscribe(
@@ -122,12 +142,34 @@ async def subscribe(
         await bus.subscribe(list(patterns), handle, durable=name, start="earliest")
         ready()
         tell(ended=await done, marks=marks, stamps=times, **percentiles(latencies), **memory())
+        await stay()
+
+
+async def fan(*, home: str, count: int, first: int, number: int, url: str = "") -> None:
+    """So many agents, each with a bus and a durable subscription of its own, that each handle ``count`` messages."""
+    done = asyncio.get_running_loop().create_future()
+    left = count * number
+
+    async def handle(_: Message) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            done.set_result(time.perf_counter_ns())
+
+    async with AsyncExitStack() as stack:
+        for n in range(first, first + number):
+            bus = await stack.enter_async_context(MessageBus(f"receiver{n}", **settings(home, url)))
+            await bus.subscribe(CHANNEL, handle, durable=f"reader{n}", start="earliest")
+        ready()
+        tell(ended=await done)
+        await stay()
 
 
 async def hold(*, home: str) -> None:
     """Leave a durable place at the beginning: it keeps every record."""
     async with MessageBus("receiver", home=home) as bus:
         await bus.subscribe([CHANNEL], lambda message: None, durable="holder", start="earliest")
+    tell(left=True)
 
 
 async def start(*, home: str, name: str) -> None:
@@ -145,8 +187,40 @@ async def start(*, home: str, name: str) -> None:
         await first
 
 
+async def drain(*, home: str, name: str, count: int) -> None:
+    """Seconds from `subscribe` to the first and to the last of the records that wait."""
+    done = asyncio.get_running_loop().create_future()
+    first, seen = 0, 0
+
+    async def handle(_: Message) -> None:
+        nonlocal first, seen
+        first = first or time.perf_counter_ns()
+        seen += 1
+        if seen == count:
+            done.set_result(time.perf_counter_ns())
+
+    async with MessageBus("receiver", home=home) as bus:
+        ready()
+        begun = time.perf_counter_ns()
+        await bus.subscribe([CHANNEL], handle, durable=name, start="earliest")
+        last = await done
+        tell(first=(first - begun) / 1e9, last=(last - begun) / 1e9)
+        await stay()
+
+
+async def begin(*, home: str, url: str = "") -> None:
+    """Seconds until a new bus in a new home is ready, and until its first publish has returned."""
+    begun = time.perf_counter_ns()
+    async with MessageBus("sender", **settings(home, url)) as bus:
+        opened = time.perf_counter_ns()
+        await bus.publish(CHANNEL, payload())
+        published = time.perf_counter_ns()
+    tell(ready=(opened - begun) / 1e9, published=(published - begun) / 1e9)
+
+
 ROLES: dict[str, Callable[..., Any]] = {
-    "publish": publish, "fill": fill, "subscribe": subscribe, "hold": hold, "start": start,
+    "publish": publish, "fill": fill, "subscribe": subscribe, "fan": fan, "hold": hold, "start": start, "drain": drain,
+    "begin": begin,
 }
 
 if __name__ == "__main__":

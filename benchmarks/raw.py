@@ -10,13 +10,13 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-import inotify_simple  # type: ignore[import-untyped]
-from common import STAMP_CHARS, leave, percentiles, ready, spec, tell, wait_until
+import inotify_simple
+from common import STAMP_CHARS, leave, percentiles, ready, run, spec, tell, wait_until
 
 READ_BYTES = 256 * 1024
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -118,31 +118,35 @@ def _news(directory: str) -> Callable[[], None]:
     return wait
 
 
-def read(*, path: str, count: int, latency: bool = False) -> None:
-    """Split lines until there were ``count``."""
-    wait = _news(os.path.dirname(path))
-    fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+def read(*, paths: Sequence[str], count: int, latency: bool = False) -> None:
+    """Split lines of all these files until there were ``count``."""
+    wait = _news(os.path.dirname(paths[0]))
+    fds = [os.open(path, os.O_RDONLY | os.O_CREAT, 0o600) for path in paths]
     ready()
-    seen, latencies = 0, []
-    for lines in _batches(fd, wait):
+    seen, latencies, begun, first = 0, [], time.perf_counter_ns(), 0
+    for lines in _batches(fds, wait):
+        first = first or time.perf_counter_ns()
         if latency:
             now = time.perf_counter_ns()
             latencies += [now - int(line[:STAMP_CHARS]) for line in lines]
         seen += len(lines)
         if seen >= count:
-            tell(ended=time.perf_counter_ns(), **percentiles(latencies))
+            ended = time.perf_counter_ns()
+            tell(ended=ended, first=(first - begun) / 1e9, last=(ended - begun) / 1e9, **percentiles(latencies))
             return
 
 
-def _batches(fd: int, wait: Callable[[], None]) -> Iterator[list[bytes]]:
-    rest = b""
+def _batches(fds: Sequence[int], wait: Callable[[], None]) -> Iterator[list[bytes]]:
+    rests, ended = [b""] * len(fds), 0
     while True:
-        data = os.read(fd, READ_BYTES)
-        if not data:
+        for n, fd in enumerate(fds):
+            data = os.read(fd, READ_BYTES)
+            if data:
+                *lines, rests[n] = (rests[n] + data).split(b"\n")
+                yield lines
+            ended = 0 if data else ended + 1
+        if ended >= len(fds):
             wait()
-            continue
-        *lines, rest = (rest + data).split(b"\n")
-        yield lines
 
 
 def database(path: str) -> sqlite3.Connection:
@@ -181,7 +185,7 @@ def select(*, path: str, count: int) -> None:
 
 
 ROLES: dict[str, Callable[..., Any]] = {
-    "write": write, "tasks": lambda **given: asyncio.run(tasks(**given)), "read": read, "insert": insert,
+    "write": write, "tasks": lambda **given: run(tasks(**given)), "read": read, "insert": insert,
     "select": select,
 }
 

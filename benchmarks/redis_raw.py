@@ -8,7 +8,6 @@ published.  Nothing is kept on a disk, numbered, checked or remembered.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hiredis
-from common import STAMP_CHARS, leave, paced, payload, percentiles, ready, spec, tell, wait_until
+from common import STAMP_CHARS, leave, paced, payload, percentiles, ready, run, spec, tell, wait_until
 
 CHANNEL = "load-0"
 STREAM = f"message-stream:{CHANNEL}"
@@ -97,10 +96,17 @@ def _around(data: bytes) -> tuple[bytes, bytes]:
     return data[:at], data[at + STAMP_CHARS:]
 
 
+def whole(count: int, batch: int) -> None:
+    """A part of a batch would never come, and who waits for it would wait long."""
+    if count % batch:
+        raise ValueError(f"{count} messages are not batches of {batch}")
+
+
 def commands(
     *, place: str | list[Any], wire: str, fields: list[str], length: int, count: int, batch: int = 1, rate: float = 0.0
 ) -> None:
     """XADD and PUBLISH of each message, ``batch`` messages in one write."""
+    whole(count, batch)
     record, connection = Record(wire, fields, length), Connection(place)
     answers = connection.answers()
     ready()
@@ -119,6 +125,7 @@ def forward(
     *, place: str | list[Any], wire: str, fields: list[str], length: int, count: int, batch: int, text: str
 ) -> None:
     """The relay's script, ``batch`` messages a call."""
+    whole(count, batch)
     record, connection = Record(wire, fields, length), Connection(place)
     answers = connection.answers()
     connection.send(hiredis.pack_command(("SCRIPT", "LOAD", text)))
@@ -151,8 +158,8 @@ def hear(*, place: str | list[Any], count: int, latency: bool = False) -> None:
 # ── the client library ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def library_publish(*, url: str, wire: str, count: int, rate: float = 0.0, tasks: int = 1) -> None:
-    """PUBLISH of the same record as JSON, awaited."""
+async def library_publish(*, url: str, wire: str, count: int, rate: float) -> None:
+    """PUBLISH of the same record as JSON, awaited, at a pace."""
     import redis.asyncio as library
 
     record = json.loads(wire)
@@ -160,27 +167,21 @@ async def library_publish(*, url: str, wire: str, count: int, rate: float = 0.0,
     await client.ping()
     ready()
     begun = _now()
-
-    async def some(count: int) -> None:
-        for n in range(count):
-            if rate:
-                await paced(begun + int(n * 1e9 / rate))
-            record["payload"] = payload()
-            await client.publish(CHANNEL, json.dumps(record))
-
-    await asyncio.gather(*[some(count // tasks) for _ in range(tasks)])
+    for n in range(count):
+        await paced(begun + int(n * 1e9 / rate))
+        record["payload"] = payload()
+        await client.publish(CHANNEL, json.dumps(record))
     tell(begun=begun, ended=_now())
 
 
-async def library_subscribe(*, url: str, count: int, latency: bool = False) -> None:
+async def library_subscribe(*, url: str, count: int) -> None:
     """Its ``listen``, and a handler that is given what was published."""
     import redis.asyncio as library
 
     latencies: list[int] = []
 
     async def handle(message: dict[str, Any]) -> None:
-        if latency:
-            latencies.append(_now() - int(message["payload"]["t"][:STAMP_CHARS]))
+        latencies.append(_now() - int(message["payload"]["t"][:STAMP_CHARS]))
 
     pubsub = library.Redis.from_url(url).pubsub()
     await pubsub.subscribe(CHANNEL)
@@ -194,8 +195,8 @@ async def library_subscribe(*, url: str, count: int, latency: bool = False) -> N
 
 ROLES: dict[str, Callable[..., Any]] = {
     "commands": commands, "forward": forward, "hear": hear,
-    "library_publish": lambda **given: asyncio.run(library_publish(**given)),
-    "library_subscribe": lambda **given: asyncio.run(library_subscribe(**given)),
+    "library_publish": lambda **given: run(library_publish(**given)),
+    "library_subscribe": lambda **given: run(library_subscribe(**given)),
 }
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from common import Handled, Work, leave, paced, payload, ready, spec, tell
+from common import Handled, Work, leave, paced, payload, ready, run, spec, tell
 
 SUBJECT = "load.0"
 OUTSTANDING = 256
@@ -177,77 +177,10 @@ async def zeromq_subscribe(place: str, work: Work) -> None:
     listening.cancel()
 
 
-# ── a Redis ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _kombu(place: str) -> tuple[Any, Any]:
-    from kombu import Connection, Exchange, Queue
-
-    return Connection(place), Queue(SUBJECT, Exchange(SUBJECT, "direct"), SUBJECT)
-
-
-async def kombu_publish(place: str, work: Work) -> None:
-    """Its producer, which blocks."""
-    connection, queue = _kombu(place)
-    producer = connection.Producer()
-
-    async def publish() -> None:
-        producer.publish(payload(), exchange=queue.exchange, routing_key=SUBJECT, declare=[queue])
-
-    await timed(publish, work)
-
-
-async def kombu_subscribe(place: str, work: Work) -> None:
-    """Its consumer, each message acknowledged."""
-    connection, queue = _kombu(place)
-    handled = Handled(work)
-
-    def handle(body: dict[str, str], message: Any) -> None:
-        handled(body)
-        message.ack()
-
-    with connection.Consumer(queue, callbacks=[handle]):
-        ready()
-        while not handled.done:
-            connection.drain_events()
-    handled.tell()
-
-
-def _taskiq(place: str, handler: Callable[[dict[str, str]], None]) -> tuple[Any, Any]:
-    from taskiq_redis import RedisStreamBroker
-
-    broker = RedisStreamBroker(place)
-
-    async def handle(message: dict[str, str]) -> None:
-        handler(message)
-
-    return broker, broker.register_task(handle, task_name="handle")
-
-
-async def taskiq_publish(place: str, work: Work) -> None:
-    """A task a message, through a stream."""
-    broker, task = _taskiq(place, lambda _: None)
-    await broker.startup()
-    await timed(lambda: task.kiq(payload()), work)
-
-
-async def taskiq_subscribe(place: str, work: Work) -> None:
-    """Its worker's receiver."""
-    from taskiq.api import run_receiver_task
-
-    handler = Handler(work)
-    broker, _ = _taskiq(place, lambda message: handler(json.dumps(message).encode()))
-    broker.is_worker_process = True
-    await broker.startup()
-    receiving = asyncio.create_task(run_receiver_task(broker))
-    await handler.ended()
-    receiving.cancel()
-
-
 ROLES: dict[str, Callable[[Any, Work], Coroutine[Any, Any, None]]] = {
     name: role for name, role in list(globals().items()) if name.endswith(("_publish", "_subscribe"))}
 
 if __name__ == "__main__":
     given = spec()
-    asyncio.run(ROLES[given["role"]](given["place"], Work(given["count"], given["hz"])))
+    run(ROLES[given["role"]](given["place"], Work(given["count"], given["hz"])))
     leave()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import fields
 from pathlib import Path
 
 import msgspec
@@ -54,7 +53,7 @@ def _notes() -> dict[str, str]:
 def page() -> str:
     """The whole page."""
     rows = [
-        f"| `{event.name}` | {event.level} | {', '.join(f.name for f in fields(event))} | "
+        f"| `{event.name}` | {event.level} | {', '.join(event.__struct_fields__)} | "
         f"{' '.join((event.__doc__ or '').split())} |\n"
         for event in events.EVENTS
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, get_type_hints
 
 import pytest
@@ -19,7 +18,7 @@ EXAMPLES: dict[Any, Any] = {str: "why", int: 7, float: 1.5, Lane: LANE}
 
 def example(kind: type[Event]) -> Event:
     hints = get_type_hints(kind)
-    return kind(**{field.name: EXAMPLES[hints[field.name]] for field in dataclasses.fields(kind)})
+    return kind(**{field: EXAMPLES[hints[field]] for field in kind.__struct_fields__})
 
 
 def test_the_table_holds_every_event_once() -> None:
@@ -32,7 +31,7 @@ def test_the_table_holds_every_event_once() -> None:
 def test_an_event_is_one_line_with_its_name_and_all_its_fields(kind: type[Event]) -> None:
     line = str(example(kind))
     assert line.startswith(f"{kind.name}: ")
-    assert all(f"{field.name}=" in line for field in dataclasses.fields(kind))
+    assert all(f"{field}=" in line for field in kind.__struct_fields__)
     assert line.isprintable()
 
 
@@ -40,7 +39,7 @@ def test_an_event_is_one_line_with_its_name_and_all_its_fields(kind: type[Event]
 def test_an_event_is_frozen_documented_and_of_a_known_level(kind: type[Event]) -> None:
     event = example(kind)
     with pytest.raises(AttributeError):
-        setattr(event, dataclasses.fields(kind)[0].name, "other")
+        setattr(event, kind.__struct_fields__[0], "other")
     assert kind.level in ("info", "warning")
     assert kind.__doc__
     assert event == example(kind)

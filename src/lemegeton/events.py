@@ -7,21 +7,21 @@ plain words; sequences are inclusive.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import ClassVar
+
+import msgspec
 
 from lemegeton.lane import Lane
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """The root of all events; ``name`` is what `MessageBus.on` takes."""
 
     name: ClassVar[str] = "event"
     level: ClassVar[str] = "warning"
 
     def __str__(self) -> str:
-        return self.name + ": " + ", ".join(f"{f.name}={_shown(getattr(self, f.name))}" for f in fields(self))
+        return self.name + ": " + ", ".join(f"{field}={_shown(getattr(self, field))}" for field in self.__struct_fields__)
 
 
 def _shown(value: object) -> str:
@@ -30,8 +30,7 @@ def _shown(value: object) -> str:
     return (text if text.isprintable() else ascii(text))[:300]
 
 
-@dataclass(frozen=True, slots=True)
-class Gap(Event):
+class Gap(Event, frozen=True):
     """No log can supply the records ``first`` to ``last`` to this subscription any more; it goes on behind them."""
 
     name = "gap"
@@ -42,8 +41,7 @@ class Gap(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Expired(Event):
+class Expired(Event, frozen=True):
     """The time to live of a message passed before its handler was called; it counts as settled.
 
     ``first`` is above 0 where its site did not even send it, nor those before it from ``first`` on; then there is no id."""
@@ -57,8 +55,7 @@ class Expired(Event):
     first: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CorruptRecord(Event):
+class CorruptRecord(Event, frozen=True):
     """Bytes in a log are not the record that was written; the records behind them are read on."""
 
     name = "corrupt_record"
@@ -68,8 +65,7 @@ class CorruptRecord(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class TailDropped(Event):
+class TailDropped(Event, frozen=True):
     """A segment ends in bytes that never became a record; its origin went on elsewhere."""
 
     name = "tail_dropped"
@@ -80,8 +76,7 @@ class TailDropped(Event):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class StrayEntry(Event):
+class StrayEntry(Event, frozen=True):
     """Something among the directories of channels is none of ours: it is left alone, and nothing in it is read."""
 
     name = "stray"
@@ -89,8 +84,7 @@ class StrayEntry(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerFailed(Event):
+class HandlerFailed(Event, frozen=True):
     """A handler raised; the message is tried again or becomes a dead letter."""
 
     name = "handler_failed"
@@ -101,8 +95,7 @@ class HandlerFailed(Event):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLettered(Event):
+class DeadLettered(Event, frozen=True):
     """A message was put into its dead-letter channel and counts as settled."""
 
     name = "dead_letter"
@@ -114,8 +107,7 @@ class DeadLettered(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class LaneStalled(Event):
+class LaneStalled(Event, frozen=True):
     """A lane waits: its next step could not be stored.  It is tried again; nothing is lost meanwhile."""
 
     name = "lane_stalled"
@@ -124,8 +116,7 @@ class LaneStalled(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused(Event):
+class Refused(Event, frozen=True):
     """Something from outside was not a message; it was set aside under the name in ``kept``."""
 
     name = "refused"
@@ -135,8 +126,7 @@ class Refused(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class IncarnationBegun(Event):
+class IncarnationBegun(Event, frozen=True):
     """An origin could not continue a lane where it ended and counts from 1 in a new incarnation."""
 
     name = "incarnation_begun"
@@ -145,8 +135,7 @@ class IncarnationBegun(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentSealed(Event):
+class SegmentSealed(Event, frozen=True):
     """A segment is not written to any more because a write or sync went wrong; its records stay."""
 
     name = "segment_sealed"
@@ -155,8 +144,7 @@ class SegmentSealed(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class LaneForked(Event):
+class LaneForked(Event, frozen=True):
     """A replica holds another record at sequence ``seq`` than this log: one of them went back and grew again."""
 
     name = "lane_forked"
@@ -165,8 +153,7 @@ class LaneForked(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class SubscriptionExpired(Event):
+class SubscriptionExpired(Event, frozen=True):
     """A durable subscription was not seen for so long that its place was dropped."""
 
     name = "subscription_expired"
@@ -174,8 +161,7 @@ class SubscriptionExpired(Event):
     idle_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class HomeLost(Event):
+class HomeLost(Event, frozen=True):
     """The home was removed or replaced in use: what was in it is gone, and the places in it end with their processes."""
 
     name = "home_lost"
@@ -183,16 +169,14 @@ class HomeLost(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class DoorbellLost(Event):
+class DoorbellLost(Event, frozen=True):
     """Hints about changed files cannot be had; polling carries on."""
 
     name = "doorbell_lost"
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class LimitReached(Event):
+class LimitReached(Event, frozen=True):
     """Publishers wait for room, or are refused; ``holder`` is the subscription in the way."""
 
     name = "limit_reached"
@@ -201,16 +185,14 @@ class LimitReached(Event):
     holder: str
 
 
-@dataclass(frozen=True, slots=True)
-class RetentionFailed(Event):
+class RetentionFailed(Event, frozen=True):
     """Cleaning up met an error; it is tried again later and keeps everything meanwhile."""
 
     name = "retention_failed"
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class ModeChanged(Event):
+class ModeChanged(Event, frozen=True):
     """The best path that works changed."""
 
     name = "mode_changed"
@@ -220,16 +202,14 @@ class ModeChanged(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ModeSwitchIgnored(Event):
+class ModeSwitchIgnored(Event, frozen=True):
     """The file ``mode`` in the home does not say anything; the mode is what it would be without it."""
 
     name = "mode_switch_ignored"
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class ModeUntold(Event):
+class ModeUntold(Event, frozen=True):
     """A Redis that carries messages does not take what it is told of the mode, so nobody can look it up there."""
 
     name = "mode_untold"
@@ -237,8 +217,7 @@ class ModeUntold(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class RedisUp(Event):
+class RedisUp(Event, frozen=True):
     """A Redis answers; what it lacks is brought to it and what was missed is looked for."""
 
     name = "redis_up"
@@ -246,8 +225,7 @@ class RedisUp(Event):
     redis: str
 
 
-@dataclass(frozen=True, slots=True)
-class RedisDown(Event):
+class RedisDown(Event, frozen=True):
     """A Redis does not answer, or not any more.  Everything is kept here; whoever shares this site notices nothing."""
 
     name = "redis_down"
@@ -255,8 +233,7 @@ class RedisDown(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class RedisEvicts(Event):
+class RedisEvicts(Event, frozen=True):
     """A Redis throws away what it is given when its memory is full; it is brought again, which costs time."""
 
     name = "redis_evicts"
@@ -264,8 +241,7 @@ class RedisEvicts(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class LocalRedisStarted(Event):
+class LocalRedisStarted(Event, frozen=True):
     """This process started the Redis of this host; the last one that leaves it ends it."""
 
     name = "local_redis_started"
@@ -274,8 +250,7 @@ class LocalRedisStarted(Event):
     socket: str
 
 
-@dataclass(frozen=True, slots=True)
-class LocalRedisStopped(Event):
+class LocalRedisStopped(Event, frozen=True):
     """This process was the last one that used the Redis of this host, and ended it."""
 
     name = "local_redis_stopped"
@@ -283,16 +258,14 @@ class LocalRedisStopped(Event):
     socket: str
 
 
-@dataclass(frozen=True, slots=True)
-class LocalRedisFailed(Event):
+class LocalRedisFailed(Event, frozen=True):
     """There is no Redis of this host to be had, or it could not be ended; files carry the messages meanwhile."""
 
     name = "local_redis_failed"
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class RelayStalled(Event):
+class RelayStalled(Event, frozen=True):
     """A Redis did not take the records of a lane; they are kept and offered again."""
 
     name = "relay_stalled"
@@ -301,8 +274,7 @@ class RelayStalled(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class AgentJoined(Event):
+class AgentJoined(Event, frozen=True):
     """An agent registered with the hub; ``session`` is this run of it."""
 
     name = "agent_joined"
@@ -312,8 +284,7 @@ class AgentJoined(Event):
     site: str
 
 
-@dataclass(frozen=True, slots=True)
-class AgentLost(Event):
+class AgentLost(Event, frozen=True):
     """An agent is dead; ``open`` assignments of it go to others once everything it said has been read."""
 
     name = "agent_lost"
@@ -323,8 +294,7 @@ class AgentLost(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class AssignmentMoved(Event):
+class AssignmentMoved(Event, frozen=True):
     """The agent that had an assignment will not finish it: it waits for its next attempt, or failed for good."""
 
     name = "assignment_moved"
@@ -335,8 +305,7 @@ class AssignmentMoved(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class StaleReport(Event):
+class StaleReport(Event, frozen=True):
     """An agent reported on an attempt that does not count any more (or that no ledger knows: ``current`` is 0)."""
 
     name = "stale_report"
@@ -347,8 +316,7 @@ class StaleReport(Event):
     current: int
 
 
-@dataclass(frozen=True, slots=True)
-class MessageIgnored(Event):
+class MessageIgnored(Event, frozen=True):
     """A hub or agent got a message of a type that it acts on, with a payload that it cannot understand."""
 
     name = "message_ignored"
@@ -358,8 +326,7 @@ class MessageIgnored(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class HubStalled(Event):
+class HubStalled(Event, frozen=True):
     """A hub or agent could not write what it had to; it tries again, and nothing is lost meanwhile."""
 
     name = "hub_stalled"
@@ -367,8 +334,7 @@ class HubStalled(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class JournalDamaged(Event):
+class JournalDamaged(Event, frozen=True):
     """Lines of a hub's journal could not be read; what they said is not in its ledger."""
 
     name = "journal_damaged"
@@ -376,8 +342,7 @@ class JournalDamaged(Event):
     lines: int
 
 
-@dataclass(frozen=True, slots=True)
-class BusBroken(Event):
+class BusBroken(Event, frozen=True):
     """The tasks of a bus ended by an error they should not have; it delivers nothing more.  What is stored stays."""
 
     name = "bus_broken"
@@ -385,8 +350,7 @@ class BusBroken(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class ObserverFailed(Event):
+class ObserverFailed(Event, frozen=True):
     """A callback registered with `MessageBus.on` raised."""
 
     name = "observer_failed"

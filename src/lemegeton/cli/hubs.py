@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from dataclasses import fields
 from typing import Any
 
 import click
@@ -59,7 +58,7 @@ async def _hub(options: Options, name: str) -> None:
 
 
 def _facts(event: Event) -> dict[str, Any]:
-    return {"event": event.name, **{field.name: getattr(event, field.name) for field in fields(event)}}
+    return {"event": event.name, **{field: getattr(event, field) for field in event.__struct_fields__}}
 
 
 @click.command()
