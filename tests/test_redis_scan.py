@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from lemegeton.events import Event, Refused
 from lemegeton.lane import Lane
 from lemegeton.logs import redis_scan
 from lemegeton.logs.base import GONE, SKIP, Item, Marker
-from lemegeton.logs.redis_entries import Keys, lane_field
+from lemegeton.logs.redis_entries import Keys, fields_of, lane_field
 from lemegeton.logs.redis_feed import Feed, Shelf
 from lemegeton.logs.redis_link import Link
 from lemegeton.logs.redis_replica import RedisReplica
@@ -47,6 +48,14 @@ class Rig:
         self.feed = Feed("c")
         self.replica = RedisReplica(link, KEYS, 100_000, lambda: 1)
         self.scan = self.scan_with(None)
+        self.read: Counter[object] = Counter()
+        call = link.call
+
+        def counted(*arguments: Any, **packed: Any) -> Any:
+            self.read.update(arguments[1:2] if arguments[0] == "XRANGE" else ())
+            return call(*arguments, **packed)
+
+        link.call = counted  # type: ignore[method-assign]
 
     def scan_with(self, gap_timeout_s: float | None) -> Scan:
         return Scan(self.link, KEYS, "here", self.shelf, lane_at, self.events.append, gap_timeout_s, 1 << 20)
@@ -68,6 +77,13 @@ class Rig:
     async def find(self, after: int, ident: int = 0, limit: int = 1 << 20, lane: Lane = LANE) -> tuple[list[Any], Any]:
         batch = await self.scan.find(self.feed, lane, after, ident, limit)
         return [head_of(each).seq if isinstance(each, bytes) else each for each in batch.records], batch.cursor
+
+    def fields(self, seq: int) -> list[bytes | str]:
+        return fields_of(record(LANE, seq, seq))
+
+    def reads(self, key: str) -> int:
+        """How often a stream was read so far."""
+        return self.read[key]
 
     def asked(self) -> str:
         return (self.server.cli("HGET", KEYS.nacks("c"), f"{lane_field(LANE)}|here") or b"").decode()
@@ -133,6 +149,39 @@ async def test_the_answer_is_found_where_it_is_sent_and_the_place_in_the_stream_
     assert not rig.feed.asked
     assert (await rig.find(4, 5)) == ([], (4, 5))
     assert rig.asked() == "5-6"
+
+
+async def test_a_hole_that_is_filled_piece_by_piece_is_not_looked_for_in_the_stream_again(rig: Rig) -> None:
+    await rig.fill(1, 4 * CHUNK)
+    rig.server.cli("XTRIM", STREAM, "MAXLEN", str(2 * CHUNK))
+    resend, cursor = KEYS.resend("c", "here"), (0, 0)
+    await rig.find(*cursor)
+    reads = rig.reads(STREAM)
+    for piece in range(2):
+        asked = f"{piece * CHUNK + 1}-{2 * CHUNK}"
+        assert rig.asked() == asked
+        for seq in range(piece * CHUNK + 1, (piece + 1) * CHUNK + 1):
+            rig.server.cli("XADD", resend, "*", *rig.fields(seq))
+        found, cursor = await rig.find(*cursor)
+        assert found == list(range(piece * CHUNK + 1, (piece + 1) * CHUNK + 1))
+        if not piece:
+            assert (await rig.find(*cursor)) == ([], cursor)
+            assert (await rig.find(*cursor)) == ([], cursor), "it waits for the next piece"
+    assert rig.reads(STREAM) == reads
+    assert (await rig.find(*cursor))[0][:1] == [2 * CHUNK + 1]
+    assert rig.reads(STREAM) > reads
+
+
+async def test_what_a_relay_filled_in_while_it_was_asked_for_is_found_in_the_stream(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.fill(1, 3)
+    rig.server.cli("XTRIM", STREAM, "MAXLEN", "1")
+    assert (await rig.find(0)) == ([], (0, 0))
+    await rig.put(1, 2, 3)
+    assert (await rig.find(0)) == ([], (0, 0))
+    monkeypatch.setattr(redis_scan, "ASK_AGAIN_S", 0.0)
+    assert (await rig.find(0))[0] == [1, 2, 3]
 
 
 async def test_a_request_that_is_not_heard_is_made_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

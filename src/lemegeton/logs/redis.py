@@ -79,6 +79,7 @@ class RedisLog:
         for feed in self._feeds.values():
             feed.seen = False
             feed.asked.clear()
+            feed.holes.clear()
             feed.marks = {lane: last if is_heard(lane) else 0 for lane, last in feed.marks.items()}
         self._due.set()
 

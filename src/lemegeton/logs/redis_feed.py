@@ -121,6 +121,13 @@ class Asked(NamedTuple):
     at: float
 
 
+class Hole(NamedTuple):
+    """What the stream lacks behind a reader, up to ``through``; what is sent again was read up to the id ``place``."""
+
+    through: int
+    place: int
+
+
 @dataclass(slots=True)
 class Feed:
     """One channel: the marks of its lanes as last seen, and what this site waits to be sent again."""
@@ -128,6 +135,7 @@ class Feed:
     channel: str
     marks: dict[Lane, int] = field(default_factory=dict)
     asked: dict[Lane, Asked] = field(default_factory=dict)
+    holes: dict[Lane, Hole] = field(default_factory=dict)
     foreign_at: bytes = b""
     """The last id behind which foreign entries were looked for."""
     heralded: set[Lane] = field(default_factory=set)

@@ -16,7 +16,7 @@ from lemegeton.events import Observer, Refused
 from lemegeton.lane import Lane
 from lemegeton.logs.base import GONE, SKIP, Batch, Found, Marker
 from lemegeton.logs.redis_entries import Entry, Keys, entry_of, lane_field
-from lemegeton.logs.redis_feed import Asked, Feed, Shelf
+from lemegeton.logs.redis_feed import Asked, Feed, Hole, Shelf
 from lemegeton.logs.redis_foreign import foreign_lane, is_sparse, placed, sequence_of_id
 from lemegeton.logs.redis_link import Link, answered
 
@@ -50,7 +50,13 @@ class Scan:
         self._reported: dict[bytes, None] = {}
 
     async def find(self, feed: Feed, lane: Lane, after: int, ident: int, limit: int) -> Batch:
-        """Records behind ``after``, or nothing and a request to send them again."""
+        """Records behind ``after``, or nothing and a request to send them again.
+
+        While a hole is filled the stream is not looked through for every piece of it, only every 5 s without one."""
+        hole, asked = feed.holes.pop(lane, None), feed.asked.get(lane)
+        waits = asked is None or asyncio.get_running_loop().time() - asked.at < ASK_AGAIN_S
+        if hole is not None and after < hole.through and waits:
+            return await self._filled(feed, lane, after, ident, limit, hole)
         stream = self._keys.stream(lane.channel)
         places = [(stream, ident), (stream, 0)] if ident else [(stream, 0)]
         if lane in feed.asked:
@@ -62,9 +68,24 @@ class Scan:
                 feed.asked.pop(lane, None)
                 return Batch(found, (last, at if key == stream else ident))
             higher = min(higher, above)
-        last = higher - 1
-        if last > after and not is_sparse(lane) and await self._ask(feed, lane, after + 1, last):
-            return Batch((Marker(GONE, after + 1, last),), (last, ident))
+        if higher <= after + 1 or is_sparse(lane):
+            return Batch((), (after, ident))
+        return await self._missing(feed, lane, after, ident, Hole(higher - 1, 0))
+
+    async def _filled(self, feed: Feed, lane: Lane, after: int, ident: int, limit: int, hole: Hole) -> Batch:
+        """The next piece of a hole that was sent again, or a request for it."""
+        key = self._keys.resend(lane.channel, self._site)
+        found, last, at, _ = await self._consecutive(key, hole.place, lane, after, limit)
+        if not found:
+            return await self._missing(feed, lane, after, ident, hole)
+        feed.asked.pop(lane, None)
+        feed.holes[lane] = Hole(hole.through, at)
+        return Batch(found, (last, ident))
+
+    async def _missing(self, feed: Feed, lane: Lane, after: int, ident: int, hole: Hole) -> Batch:
+        if await self._ask(feed, lane, after + 1, hole.through):
+            return Batch((Marker(GONE, after + 1, hole.through),), (hole.through, ident))
+        feed.holes[lane] = hole
         return Batch((), (after, ident))
 
     async def _consecutive(
