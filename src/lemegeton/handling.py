@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from lemegeton.answering import Answers
 from lemegeton.channels import DEAD_LETTER
 from lemegeton.checkpoint import Marks, settled_at
 from lemegeton.codec import Draft, decode, encode
@@ -90,7 +91,7 @@ class Handling:
 
     def __init__(
         self, log: Log, handler: Handler, window: IdWindow, backoff: Backoff, observe: Observer, *, name: str,
-        sender: str, wall_ms: Callable[[], int], bytes_max: int
+        sender: str, wall_ms: Callable[[], int], bytes_max: int, answers: Answers | None = None
     ) -> None:
         self._log = log
         self._handler = handler
@@ -101,6 +102,7 @@ class Handling:
         self._sender = sender
         self._wall_ms = wall_ms
         self._bytes_max = bytes_max
+        self._answers = answers
         self._tokens: dict[str, Lane] = {}
         self._in_hand: set[tuple[str, str]] = set()
         self.counts = Counts()
@@ -255,6 +257,8 @@ class Handling:
         """Call the handler; DONE when the record may be settled."""
         if place.failure:
             return await self._bury(place, message)
+        if message.reply_to is not None and self._answers is not None and not self._answers.begin(message):
+            return Outcome.DONE
         if message.seq <= place.flagged or in_doubt:
             _set(message, "redelivered", True)
             self.counts.redelivered += 1
@@ -298,6 +302,8 @@ class Handling:
                 return Outcome.LATER
         self.counts.dead += 1
         self._observe(DeadLettered(self._name, place.lane, message.seq, message.id, place.attempt, place.failure))
+        if message.reply_to is not None and self._answers is not None:
+            await self._answers.failed(message, place.failure)
         place.forget_trouble()
         return Outcome.DONE
 

@@ -9,12 +9,13 @@ from typing import Any, Literal, get_args
 
 import click
 
-from lemegeton.bus import Ack, MessageBus
+from lemegeton.bus import MessageBus
 from lemegeton.channels import check_channel
 from lemegeton.cli.causes import Why, warn
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage, LogError, NotReached
+from lemegeton.handled import Ack
 from lemegeton.message import Message, MessagePriority, Receipt
 from lemegeton.within import within
 

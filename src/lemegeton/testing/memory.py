@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from lemegeton.channels import compile_glob
+from lemegeton.channels import compile_glob, encode_name
 from lemegeton.checkpoint import VolatileMarks, settled_at
 from lemegeton.config import load_settings
 from lemegeton.errors import NameTaken, NotReached
@@ -93,6 +94,7 @@ class MemorySite:
         self.settings = load_settings(settings)
         self.wall_ms = wall_ms
         self.log: Log = log or MemoryLog(name, self._store, bytes_max=self.settings.max_message_bytes)
+        self._origin = f"{encode_name(name)}~memory~{uuid4().hex[:8]}"
         self._places = _places.setdefault(self._store, {})
         self._threads: ThreadPoolExecutor | None = None
 
@@ -121,6 +123,10 @@ class MemorySite:
     def origin(self) -> str | None:
         """None: a test that needs the origin finds it in the receipt."""
         return None
+
+    async def take_origin(self) -> str:
+        """A name that no other bus has."""
+        return self._origin
 
     def threads(self) -> ThreadPoolExecutor:
         """Where synchronous handlers run."""
