@@ -218,7 +218,12 @@ async def test_a_reply_from_another_site_waits_for_a_requester_that_restarts(
                 await near.request("c", "x", id="order-1", timeout=0.5)
             proxy.heal()
             assert (await near.request("c", "x", id="order-1", timeout=WAIT_S)).payload == ["x", 1]
+        cut(proxy)
         async with far_bus(tmp_path / "a", "near", proxy.url) as near:
+            with pytest.raises(NoReply):
+                await near.request("c", "x", id="order-1", timeout=0.5)
+            proxy.heal()
+            await until(lambda: near.mode.value == "distributed")
             assert (await near.request("c", "x", id="order-1", timeout=WAIT_S)).payload == ["x", 1]
         assert replier.runs == {"x": 1}
 

@@ -469,6 +469,44 @@ async def test_when_the_bus_stops_everybody_who_waits_is_told() -> None:
             await both.near.request("c", 1)
 
 
+@in_virtual_time
+async def test_a_bus_that_stops_says_so_to_those_who_work_for_its_requests() -> None:
+    heard = asyncio.Event()
+
+    async def handler(message: Message) -> None:
+        await message.until_cancelled()
+        heard.set()
+
+    async with pair(handler) as both:
+        waiting = asyncio.ensure_future(both.near.request("c", 1))
+        await asyncio.sleep(0.1)
+        await both.near.stop()
+        await heard.wait()
+        assert isinstance(waiting.exception(), BusClosed)
+
+
+@in_virtual_time
+async def test_a_handler_that_is_running_when_its_bus_stops_may_still_reply() -> None:
+    async def handler(message: Message) -> None:
+        await asyncio.sleep(1.0)
+        await message.reply("finished")
+
+    async with pair(handler) as both:
+        asking = asyncio.ensure_future(both.near.request("c", 1))
+        await asyncio.sleep(0.5)
+        stopping = asyncio.ensure_future(both.far.stop())
+        await asyncio.sleep(0.1)
+        with pytest.raises(BusClosed, match="only lets running handlers finish"):
+            await both.far.subscribe("d", handler)
+        with pytest.raises(BusClosed, match="only lets running handlers finish"):
+            await both.far.request("d", 1)
+        await both.far.stop()
+        assert (await asking).payload == "finished"
+        await stopping
+        with pytest.raises(BusClosed, match="stopped; use"):
+            await both.far.publish("d", 1)
+
+
 def test_when_the_bus_breaks_everybody_who_waits_is_told() -> None:
     class Broken(MemorySite):
         broken = False
@@ -630,13 +668,28 @@ async def test_a_name_that_is_too_long_for_a_durable_inbox_is_refused() -> None:
 
 
 @in_virtual_time
-async def test_what_was_read_before_and_cannot_be_looked_up_is_not_owed() -> None:
+async def test_what_was_read_before_and_cannot_be_looked_up_now_is_looked_up_by_who_has_waited_in_vain() -> None:
+    async with pair(double) as both:
+        assert (await both.near.request("c", 1, id="a")).payload == 2
+        await both.near.stop()
+        log = FaultyLog(MemoryLog("faulty", both.store))
+        async with MessageBus("near", site=MemorySite(both.store, log=log)) as near:
+            log.fail("lanes", at=2)
+            with pytest.raises(NoReply):
+                await near.request("c", 1, id="a", timeout=1.0)
+            assert (await near.request("c", 1, id="a", timeout=1.0)).payload == 2
+
+
+@in_virtual_time
+async def test_an_inbox_whose_looking_up_took_too_long_is_used_by_the_next_request() -> None:
     store = MemoryStore()
     log = FaultyLog(MemoryLog("faulty", store))
     async with MessageBus("near", site=MemorySite(store, log=log)) as near:
         await near.subscribe("c", double)
-        log.fail("lanes", at=2)
-        assert (await near.request("c", 1, id="a")).payload == 2
+        log.hang("lanes", at=2)
+        with pytest.raises(NoReply):
+            await near.request("c", 1, id="a", timeout=1.0)
+        assert (await near.request("c", 1, id="a", timeout=1.0)).payload == 2
 
 
 # ------------------------------------------------------------------------------------------------ threads

@@ -38,6 +38,7 @@ FORMS_MAX = 10_000
 AT_ONCE = ("local", "disk")
 """Levels that the log itself reaches."""
 TICK_S = 1.0
+LEAVING = "stopped, and only lets running handlers finish"
 BROKEN = "broken: its tasks ended by an error of their own, which `stop` raises"
 
 
@@ -115,7 +116,7 @@ class MessageBus:
         if self._state not in ("running", BROKEN):
             self._state = "stopped" if self._state == "not started" else self._state
             return
-        self._state = "stopped"
+        self._state = LEAVING if self._state == "running" else "stopped"
         self._end_requests()
         site = self._site
         subscriptions, self._subscriptions = self._subscriptions, []
@@ -123,8 +124,10 @@ class MessageBus:
             async with asyncio.TaskGroup() as group:
                 for subscription in subscriptions:
                     group.create_task(subscription.stop(site.settings.drain_timeout))
+            self._state = "stopped"
             self.relayed = await site.leave()
         finally:
+            self._state = "stopped"
             self._stopping.set()
             site.end_tasks()
             await self._end_root(site.settings.drain_timeout)
@@ -195,8 +198,8 @@ class MessageBus:
         assert self._opened is not None, "a bus that runs has opened its site"
         return self._opened
 
-    def _running(self) -> Site:
-        if self._state != "running":
+    def _running(self, *, or_leaving: bool = False) -> Site:
+        if self._state != "running" and not (or_leaving and self._state is LEAVING):
             raise BusClosed(f"bus {self.name}: {self._state}; use it inside `async with`, in the process that began it")
         return self._site
 
@@ -219,7 +222,7 @@ class MessageBus:
         """
         site = self._opened if self._state == "running" else None
         if site is None:
-            site = self._running()
+            site = self._running(or_leaving=True)
         if (ack in AT_ONCE and id is None and to is None and ttl is None and correlation_id is None and reply_to is None
                 and headers is None and timeout is None):
             try:

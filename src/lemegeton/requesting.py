@@ -27,7 +27,7 @@ from lemegeton.events import Observer, ObserverFailed, ReplyIgnored
 from lemegeton.history import newest
 from lemegeton.logs.origin import site_of
 from lemegeton.message import REQUEST_CANCELLED, Message, MessagePriority, MessageType
-from lemegeton.replies import ANSWERED, KEPT_MAX, Kept, Open, Pending, Progress
+from lemegeton.replies import ANSWERED, KEPT_MAX, LATE, Kept, Open, Pending, Progress
 from lemegeton.site import Site
 from lemegeton.subscription import Subscription
 from lemegeton.within import within
@@ -56,6 +56,7 @@ class Requests:
         self._asked = 0
         self._opening = asyncio.Lock()
         self._inboxes: dict[bool, str] = {}
+        self._durable_inbox = ""
         self._open = Open()
         self._kept = Kept()
 
@@ -79,7 +80,7 @@ class Requests:
         self, channel: str, payload: Any, progress: Progress | None, ident: str | None, fields: Mapping[str, Any]
     ) -> Message:
         reply_to = await self._inbox(durable=ident is not None)
-        if ident is not None and (kept := self._kept.get(ident)) is not None:
+        if ident is not None and (kept := await self._find(ident, reply_to)) is not None:
             return kept
         self._asked += 1
         pending = self._open.enter(ident if ident is not None else f"{self._token}-{self._asked:x}", progress)
@@ -94,6 +95,8 @@ class Requests:
             self._open.leave(pending, progress)
         reply = pending.reply.result()
         if reply is None:
+            if ident is None:
+                await self._cancel(channel, reply_to, pending, fields)
             closed = BusClosed(f"request to {channel}: the bus {self._name} ended before a reply; it may have been handled")
             closed.definite = False
             raise closed
@@ -133,11 +136,23 @@ class Requests:
         """The one that a later process finds again, with what came meanwhile and what an earlier one has read."""
         name = check_name(f"reply-{self._name}", "the durable subscription of requests with an id")
         channel = f"{INBOX}{encode_name(self._name)}~{site_of(await self._site.take_origin())}"
-        await self._begin(partial(self._subscription, channel, self._on_durable_reply, name=name, start="earliest"))
-        with suppress(LogError):  # what an earlier one has read is not owed
+        if not self._durable_inbox:
+            await self._begin(partial(self._subscription, channel, self._on_durable_reply, name=name, start="earliest"))
+            self._durable_inbox = channel
+        await self._recall(channel)
+        return channel
+
+    async def _recall(self, channel: str) -> None:
+        """Look up what an earlier process has read.  It is settled, so it is there for as long as retention keeps it."""
+        with suppress(LogError, OSError):
             found = await newest(self._site.log, channel, KEPT_MAX)
             self._kept.put_before(message for message in found if message.type != MessageType.PROGRESS)
-        return channel
+
+    async def _find(self, ident: str, channel: str) -> Message | None:
+        """The reply to an earlier request with this id; looked up once more if one has waited for it in vain."""
+        if self._kept.get(ident) is None and self._open.why_not(ident) == LATE:
+            await self._recall(channel)
+        return self._kept.get(ident)
 
     def _subscription(self, channel: str, handler: Callable[[Message], Awaitable[None]], **how: Any) -> Subscription:
         return Subscription(self._site, [channel], handler, self._observe, sender=self._name, inner=True, **how)
