@@ -7,14 +7,12 @@ one task that owns every other task.
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from lemegeton.answering import Answers
 from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
 from lemegeton.codec import Draft, check_draft, encode_payload, fill, form_of, ttl_ms
 from lemegeton.errors import BusClosed, InvalidMessage
@@ -26,13 +24,17 @@ from lemegeton.message import Message, MessagePriority, Receipt
 from lemegeton.modes import CoordinationMode
 from lemegeton.observing import Observing
 from lemegeton.osfs import at_fork
-from lemegeton.replies import Progress
-from lemegeton.requesting import Requests
 from lemegeton.seams import Runtime
+from lemegeton.signals import until_signalled
 from lemegeton.site import Site, open_site
 from lemegeton.stats import Stats
 from lemegeton.stream import Hand
 from lemegeton.subscription import Start, Subscription, UserHandler, take_name
+
+if TYPE_CHECKING:  # only who answers or asks pays for loading what that takes
+    from lemegeton.answering import Answers
+    from lemegeton.replies import Progress
+    from lemegeton.requesting import Requests
 
 FORMS_MAX = 10_000
 AT_ONCE = ("local", "disk")
@@ -91,8 +93,6 @@ class MessageBus:
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._root = asyncio.get_running_loop().create_task(self._serve(ready), name=f"lemegeton {self.name}")
         await ready
-        self._answers = Answers(self.publish, self.observe)
-        self._requests = Requests(self.name, self._opened, self.publish, self._begin, self.observe)
         self._state = "running"
         self._root.add_done_callback(self._root_ended)
 
@@ -124,7 +124,6 @@ class MessageBus:
             async with asyncio.TaskGroup() as group:
                 for subscription in subscriptions:
                     group.create_task(subscription.stop(site.settings.drain_timeout))
-            self._state = "stopped"
             self.relayed = await site.leave()
         finally:
             self._state = "stopped"
@@ -169,15 +168,7 @@ class MessageBus:
     async def serve(self) -> None:
         """Return when SIGINT or SIGTERM comes; leaving ``async with`` then drains."""
         self._running()
-        loop = asyncio.get_running_loop()
-        came = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, came.set)
-        try:
-            await came.wait()
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        await until_signalled()
 
     async def _ticks(self) -> None:
         """Once a second: notice a blocked loop, look after what is written, clean up."""
@@ -284,8 +275,11 @@ class MessageBus:
         With an ``id`` the reply is durable: whoever asks again under this name and id, also after a restart, has the
         same reply, and the handler runs once.  `NameTaken` if another live process of this name does so.
         """
-        self._running()
-        assert self._requests is not None, "a running bus takes requests"
+        site = self._running()
+        if self._requests is None:
+            from lemegeton.requesting import Requests
+
+            self._requests = Requests(self.name, site, self.publish, self._begin, self.observe)
         return await self._requests.ask(channel, payload, timeout, progress, id, options)
 
     # ------------------------------------------------------------------------------------------ subscribing
@@ -311,7 +305,14 @@ class MessageBus:
             check_name(durable, "durable subscription")
         return await self._begin(partial(
             Subscription, site, wanted, handler, self._observing.observe, name=durable, start=start, sender=self.name,
-            concurrency=concurrency, answers=self._answers))
+            concurrency=concurrency, answers=self._answering()))
+
+    def _answering(self) -> Answers:
+        if self._answers is None:
+            from lemegeton.answering import Answers
+
+            self._answers = Answers(self.publish, self.observe)
+        return self._answers
 
     async def _begin(self, make: Callable[[], Subscription]) -> Subscription:
         subscription = await take_name(make)

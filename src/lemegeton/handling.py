@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lemegeton.answering import Answers
 from lemegeton.channels import DEAD_LETTER
 from lemegeton.checkpoint import Marks, settled_at
 from lemegeton.codec import Draft, decode, encode
@@ -21,6 +20,9 @@ from lemegeton.logs.base import GONE, Cursor, Damage, Found, Log, Marker
 from lemegeton.message import Message
 from lemegeton.retry import Backoff
 from lemegeton.window import IdWindow
+
+if TYPE_CHECKING:
+    from lemegeton.answering import Answers
 
 Handler = Callable[[Message], Awaitable[Any]]
 """What a message is given to; a synchronous function is wrapped to run in a thread before it comes here."""

@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lemegeton.answering import Answers
 from lemegeton.delivery import Delivery
 from lemegeton.errors import NameTaken
 from lemegeton.events import Observer
@@ -21,6 +20,9 @@ from lemegeton.message import Message
 from lemegeton.retry import Backoff
 from lemegeton.site import Memory, Site
 from lemegeton.stats import Running, SubscriptionStats
+
+if TYPE_CHECKING:
+    from lemegeton.answering import Answers
 
 Start = Literal["new", "earliest"]
 UserHandler = Callable[[Message], Awaitable[Any]] | Callable[[Message], Any]
