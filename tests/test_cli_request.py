@@ -86,6 +86,13 @@ def test_no_reply_in_time_ends_with_3(run: Run) -> None:
         "lemegeton: request to c: no reply within 0.5 s; it may have been handled\n")
 
 
+def test_where_the_shared_redis_is_not_reached_that_is_said_as_well(run: Run, tmp_path: Path) -> None:
+    where = ("--redis-url", f"unix://{tmp_path}/nobody")
+    said = run.error("request", "nobody", "1", "--timeout", "0.5", *where, code=3)
+    assert "it may have been handled: redis" in said
+    assert "cannot connect" in said
+
+
 @pytest.mark.parametrize("arguments", [
     ("c", "not json"), ("{c}", "1"), ("c", "1", "--timeout", "0"), ("c", "1", "--priority", "top"), ("c", "1", "--header", "x"),
     ("c",),

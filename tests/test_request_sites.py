@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lemegeton import Message, MessageBus, NoReply
+from lemegeton import BaseAgent, Hub, Message, MessageBus, NoReply, RequestFailed
+from lemegeton.assignment import Assignment
 from lemegeton.events import Event
 from lemegeton.testing.proxy import Proxy
 from lemegeton.testing.servers import RedisServer
@@ -150,6 +151,29 @@ async def test_two_live_processes_of_one_name_have_each_an_inbox(tmp_path: Path)
         first, second = await asyncio.gather(one.request("c", 1), two.request("c", 2))
         assert (first.payload, second.payload) == (1, 2)
         assert first.channel != second.channel
+
+
+class Doubler(BaseAgent):
+    async def work(self, assignment: Assignment) -> int:
+        if assignment.payload < 0:
+            raise ValueError("too small")
+        return int(assignment.payload) * 2
+
+    async def on_message(self, message: Message) -> None:
+        await message.reply("hello")
+
+
+async def test_a_hub_answers_for_its_agents_and_an_agent_for_itself(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    async with Hub(home=home), Doubler("bob", home=home), MessageBus("near", home=home) as near:
+        reply = await near.request("hub", {"payload": 4}, type="assign", timeout=WAIT_S)
+        assert (reply.payload["result"], reply.payload["agent"]) == (8, "bob")
+        with pytest.raises(RequestFailed, match="invalid: ValueError: too small") as caught:
+            await near.request("hub", {"payload": -4}, type="assign", timeout=WAIT_S)
+        assert caught.value.category == "invalid"
+        with pytest.raises(RequestFailed, match="no agent of this name"):
+            await near.request("hub", {"payload": 4, "agent": "nobody"}, type="assign", timeout=WAIT_S)
+        assert (await near.request("agent-bob", None, timeout=WAIT_S)).payload == "hello"
 
 
 # ------------------------------------------------------------------------------------------------ two sites

@@ -18,6 +18,7 @@ from lemegeton.errors import BusClosed, BusFull, InvalidMessage, LogError, NameT
 from lemegeton.events import Event, ObserverFailed, ReplyIgnored, ReplyLost, RequestDropped
 from lemegeton.logs.memory import MemoryLog, MemoryStore
 from lemegeton.message import REQUEST_CANCELLED, Message, MessagePriority, Receipt
+from lemegeton.requesting import CANCEL_WAIT_S
 from lemegeton.testing.faulty import FaultyLog
 from lemegeton.testing.memory import MemorySite
 from test_delivery import Got, in_virtual_time
@@ -421,8 +422,11 @@ async def test_a_cancel_that_cannot_be_stored_changes_nothing_for_who_is_cancell
         with pytest.raises(NoReply):
             await near.request("c", 1, timeout=1.0)
         log.hang("append")
+        log.hang("append", at=2)
+        began = asyncio.get_running_loop().time()
         with pytest.raises(NoReply):
             await near.request("c", 1, timeout=1.0)
+        assert asyncio.get_running_loop().time() - began <= 1.0 + CANCEL_WAIT_S
 
 
 # ------------------------------------------------------------------------------------------------ limits and ends
