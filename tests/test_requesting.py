@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import pickle
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,17 @@ import pytest
 from lemegeton import replies
 from lemegeton.answering import THREAD_WAIT_S, Answers
 from lemegeton.bus import MessageBus
-from lemegeton.errors import BusClosed, BusFull, InvalidMessage, LogError, NameTaken, NoReply, NotReached, RequestFailed
+from lemegeton.errors import (
+    BusClosed,
+    BusFull,
+    HomeRefused,
+    InvalidMessage,
+    LogError,
+    NameTaken,
+    NoReply,
+    NotReached,
+    RequestFailed,
+)
 from lemegeton.events import Event, ObserverFailed, ReplyIgnored, ReplyLost, RequestDropped
 from lemegeton.logs.memory import MemoryLog, MemoryStore
 from lemegeton.message import REQUEST_CANCELLED, Message, MessagePriority, Receipt
@@ -570,6 +581,12 @@ async def test_an_inbox_that_cannot_be_opened_now_is_opened_by_the_next_request(
         log.hang("lanes")
         with pytest.raises(NoReply):
             await near.request("c", 1, timeout=1.0)
+        log.fail("lanes", error=OSError(errno.EMFILE, "Too many open files"))
+        with pytest.raises(LogError, match="opening the inbox: Too many open files"):
+            await near.request("c", 1)
+        log.fail("lanes", error=HomeRefused("home: not usable"))
+        with pytest.raises(HomeRefused):
+            await near.request("c", 1)
         assert (await near.request("c", 1)).payload == 2
 
 

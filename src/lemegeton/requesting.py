@@ -14,7 +14,6 @@ waiting says so, for those who have begun.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -26,6 +25,7 @@ from lemegeton.errors import BusClosed, InvalidMessage, LemegetonError, LogError
 from lemegeton.events import Observer, ObserverFailed, ReplyIgnored
 from lemegeton.history import newest
 from lemegeton.logs.origin import site_of
+from lemegeton.logs.segments import log_error
 from lemegeton.message import REQUEST_CANCELLED, Message, MessagePriority, MessageType
 from lemegeton.replies import ANSWERED, KEPT_MAX, LATE, Kept, Open, Pending, Progress
 from lemegeton.site import Site
@@ -52,7 +52,7 @@ class Requests:
         self._publish = publish
         self._begin = begin
         self._observe = observe
-        self._token = os.urandom(8).hex()
+        self._token = site.token(8)
         self._asked = 0
         self._opening = asyncio.Lock()
         self._inboxes: dict[bool, str] = {}
@@ -124,7 +124,12 @@ class Requests:
             return self._inboxes[durable]
         async with self._opening:
             if durable not in self._inboxes:
-                self._inboxes[durable] = await (self._open_durable() if durable else self._open_own())
+                try:
+                    self._inboxes[durable] = await (self._open_durable() if durable else self._open_own())
+                except LemegetonError:
+                    raise
+                except OSError as error:
+                    raise log_error("opening the inbox", error) from error
             return self._inboxes[durable]
 
     async def _open_own(self) -> str:

@@ -73,6 +73,7 @@ class Site(Protocol):
     settings: Settings
     log: Log
     wall_ms: Callable[[], int]
+    token: Callable[[int], str]
 
     def remember(self, name: str | None, patterns: Sequence[str]) -> Memory: ...
     def holders(self) -> list[Holder]: ...
@@ -99,6 +100,7 @@ class FileSite:
         self.settings = settings
         self.home = home
         self.wall_ms = runtime.wall_ms
+        self.token = runtime.token
         self._runtime = runtime
         self._observe = observe
         self._file_log = FileLog(runtime, home, name, settings, observe, origin_wait_s=origin_wait_s)

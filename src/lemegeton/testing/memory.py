@@ -10,8 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from secrets import token_hex
 from typing import Any
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from lemegeton.channels import compile_glob, encode_name
@@ -93,8 +93,9 @@ class MemorySite:
         self._store = store if store is not None else MemoryStore()
         self.settings = load_settings(settings)
         self.wall_ms = wall_ms
+        self.token = token_hex
         self.log: Log = log or MemoryLog(name, self._store, bytes_max=self.settings.max_message_bytes)
-        self._origin = f"{encode_name(name)}~memory~{uuid4().hex[:8]}"
+        self._origin = f"{encode_name(name)}~memory~{token_hex(4)}"
         self._places = _places.setdefault(self._store, {})
         self._threads: ThreadPoolExecutor | None = None
 
