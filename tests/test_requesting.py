@@ -475,7 +475,7 @@ async def test_of_requests_that_ended_only_so_many_are_remembered(monkeypatch: p
 @in_virtual_time
 async def test_when_the_bus_stops_everybody_who_waits_is_told() -> None:
     async with pair() as both:
-        waiting = [asyncio.ensure_future(both.near.request("c", n)) for n in range(3)]
+        waiting = [asyncio.ensure_future(both.near.request("c", n, id=ident)) for n, ident in enumerate((None, None, "a"))]
         await asyncio.sleep(0.1)
         await both.near.stop()
         found = await asyncio.gather(*waiting, return_exceptions=True)
@@ -550,7 +550,7 @@ def test_when_the_bus_breaks_everybody_who_waits_is_told() -> None:
 async def test_a_request_that_is_refused_waits_for_nothing() -> None:
     async with pair(double) as both:
         for arguments in ({"timeout": 0}, {"timeout": -1.0}, {"timeout": None}, {"timeout": float("nan")}, {"timeout": True},
-                          {"id": 7}, {"id": ""}, {"type": REQUEST_CANCELLED}, {"ttl": -1.0}, {"priority": 9}):
+                          {"id": 7}, {"id": ""}, {"type": REQUEST_CANCELLED}, {"ttl": -1.0}, {"ttl": 0}, {"priority": 9}):
             with pytest.raises(InvalidMessage):
                 await both.near.request("c", 1, **arguments)
         with pytest.raises(InvalidMessage):
@@ -670,6 +670,40 @@ async def test_a_late_reply_to_an_id_is_kept_and_a_progress_nobody_hears_is_noth
         assert seen == ["begun"]
         assert not both.of(ReplyIgnored)
         assert not both.of(RequestDropped)
+
+
+@in_virtual_time
+async def test_what_expired_before_anybody_was_there_is_handled_when_it_is_asked_again() -> None:
+    async with pair() as both:
+        with pytest.raises(NoReply):
+            await both.near.request("c", 1, timeout=1.0, id="order-1")
+        await asyncio.sleep(1.0)
+        await both.serve(double, start="earliest")
+        assert (await both.near.request("c", 1, timeout=1.0, id="order-1")).payload == 2
+
+
+@in_virtual_time
+async def test_what_somebody_else_puts_into_a_durable_inbox_is_an_event() -> None:
+    async with pair(double) as both:
+        reply = await both.near.request("c", 1, id="a")
+        await both.far.publish(reply.channel, "hello")
+        (ignored,) = await both.until(ReplyIgnored)
+        assert (ignored.cause, ignored.correlation) == (replies.UNKNOWN, "")
+
+
+@in_virtual_time
+async def test_a_requester_that_is_cancelled_when_its_reply_is_there_says_nothing() -> None:
+    async with pair(double) as both:
+        await both.near.request("c", 1)
+        requests = both.near._requests
+        assert requests is not None
+        asking = asyncio.ensure_future(both.near.request("c", 2))
+        await asyncio.sleep(0)
+        (pending,) = requests._open._pending.values()
+        pending.reply.add_done_callback(lambda _: asking.cancel())
+        await asyncio.wait((asking,))
+        assert asking.cancelled()
+        assert [message.type for message in await both.near.history("c")] == ["custom", "custom"]
 
 
 @in_virtual_time

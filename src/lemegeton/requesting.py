@@ -27,7 +27,7 @@ from lemegeton.history import newest
 from lemegeton.logs.origin import site_of
 from lemegeton.logs.segments import log_error
 from lemegeton.message import REQUEST_CANCELLED, Message, MessagePriority, MessageType
-from lemegeton.replies import ANSWERED, KEPT_MAX, LATE, Kept, Open, Pending, Progress
+from lemegeton.replies import ANSWERED, KEPT_MAX, LATE, UNKNOWN, Kept, Open, Pending, Progress
 from lemegeton.site import Site
 from lemegeton.subscription import Subscription
 from lemegeton.within import within
@@ -66,9 +66,10 @@ class Requests:
     ) -> Message:
         """See `MessageBus.request`."""
         _check(channel, timeout_s, ident, fields)
+        ttl_s = timeout_s if fields.get("ttl") is None else fields["ttl"]
         try:
             async with within(timeout_s):
-                reply = await self._reply(channel, payload, progress, ident, {**fields, "ttl": fields.get("ttl") or timeout_s})
+                reply = await self._reply(channel, payload, progress, ident, {**fields, "ttl": ttl_s})
         except TimeoutError:
             again = "" if ident is None else f"; ask again with the id {ident!r}"
             raise NoReply(f"request to {channel}: no reply within {timeout_s} s; it may have been handled{again}") from None
@@ -88,7 +89,7 @@ class Requests:
             await self._publish(channel, payload, id=ident, reply_to=reply_to, correlation_id=pending.correlation, **fields)
             await asyncio.wait((pending.reply,))
         except asyncio.CancelledError:
-            if ident is None:  # one with an id may be asked for again
+            if ident is None and not pending.reply.done():  # one with an id may be asked for again
                 await self._cancel(channel, reply_to, pending, fields)
             raise
         finally:
@@ -174,9 +175,11 @@ class Requests:
 
     async def _on_durable_reply(self, message: Message) -> None:
         """Somebody may ask for it later: that nobody waits now is no reason to say anything."""
-        if message.type != MessageType.PROGRESS and not self._kept.put(message):
+        if not message.correlation_id:
+            self._ignore(message, UNKNOWN)
+        elif message.type != MessageType.PROGRESS and not self._kept.put(message):
             self._ignore(message, ANSWERED)
-        elif self._open.find(message.correlation_id or "") is not None:
+        elif self._open.find(message.correlation_id) is not None:
             await self._on_reply(message)
 
     def _tell(self, pending: Pending, message: Message) -> None:
