@@ -262,22 +262,13 @@ async def test_a_thousand_requests_across_isolated_distributed_isolated_end_each
         await near.subscribe("here", here, durable="here")
         await far.subscribe("there", there, durable="there")
 
-        def ask(numbers: range, timeout_s: float) -> list[asyncio.Future[Message]]:
-            return [asyncio.ensure_future(near.request("here" if number % 2 else "there", number, timeout=timeout_s))
-                    for number in numbers]
-
-        def answered() -> int:
-            return sum(each.done() and not each.exception() for each in asked[::2])
-
         assert near.mode.value == "isolated"
-        asked = ask(range(400), 6.0)
-        await until(lambda: near.stats().published >= 400)
+        asked = [asyncio.ensure_future(near.request("here" if number % 2 else "there", number, timeout=5.0))
+                 for number in range(1000)]
+        await until(lambda: near.stats().published >= 1000)
         proxy.heal()
-        await until(lambda: near.mode.value == "distributed" and answered() >= 100)
-        asked += ask(range(400, 700), 6.0)
-        await until(lambda: answered() >= 250)
+        await until(lambda: near.mode.value == "distributed" and len(there.runs) >= 100)
         cut(proxy)
-        asked += ask(range(700, 1000), 3.0)
         await until(lambda: near.mode.value == "isolated")
         async with asyncio.timeout(WAIT_S):
             found = await asyncio.gather(*asked, return_exceptions=True)
@@ -286,5 +277,4 @@ async def test_a_thousand_requests_across_isolated_distributed_isolated_end_each
     assert len(replied) + len(unanswered) == 1000
     assert replied == {number: [number, 1] for number in replied}
     assert set(range(1, 1000, 2)) <= replied.keys()
-    assert len(replied) >= 750
     assert max((*here.runs.values(), *there.runs.values())) == 1
