@@ -152,9 +152,13 @@ def _with_redis(rng: Random, sites: tuple[SiteSpec, ...]) -> tuple[SiteSpec, ...
 def _have_some_ask(rng: Random, sites: tuple[SiteSpec, ...]) -> None:
     """Make requests of some messages, in half of the plans.  What else is random does not depend on it."""
     share = rng.choice((0.0, 0.0, 0.1, 0.4))
-    for send in [send for site in sites for process in site.processes for send in process.sends]:
-        if not send.given and send.ack == "local" and send.ttl is None and rng.random() < share:
-            send.timeout, send.together = rng.choice((0.2, 3.0, 10.0)), True
+    sends = [send for site in sites for process in site.processes for send in process.sends]
+    plain = {send.tag for send in sends if send.ack != "local" or send.ttl is not None}
+    timeouts: dict[str, float] = {}
+    for send in sends:
+        asks = rng.random() < share and send.tag not in plain
+        timeout = timeouts.setdefault(send.tag, rng.choice((0.2, 3.0, 10.0)) if asks else 0.0)
+        send.timeout, send.together = timeout, send.together or timeout > 0
 
 
 def _site(rng: Random, name: str, messages: int) -> SiteSpec:

@@ -22,8 +22,9 @@ async def ask(life: Life, send: Send) -> None:
     payload, loop = life.begin(send), life.world.loop
     began = loop.time()
     try:
-        reply = await life.bus.request(send.channel, payload, priority=send.priority, timeout=send.timeout)
-        life.world.note("request: replied")
+        reply = await life.bus.request(send.channel, payload, priority=send.priority, timeout=send.timeout,
+                                       id=send.tag if send.given else None)
+        life.world.note("request with an id: replied" if send.given else "request: replied")
         if reply.payload != {"re": send.tag}:
             life.world.violate("misreplied", f"{life.gate.name}: {send.tag} was told {reply.payload}")
     finally:

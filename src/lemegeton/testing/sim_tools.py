@@ -35,7 +35,8 @@ def payload_of(send: Send) -> dict[str, Any]:
 
 def again(send: Send, at: float) -> Send:
     """The same message, published once more."""
-    return Send(at, send.tag, send.channel, True, send.priority, None, "local", send.size, False, tries=0)
+    return Send(at, send.tag, send.channel, True, send.priority, None, "local", send.size, send.timeout > 0, tries=0,
+                timeout=send.timeout)
 
 
 def lane_fields(lane: Lane) -> dict[str, Any]:
