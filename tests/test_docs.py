@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,6 +27,17 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=15)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "alice says hello\n"
+
+
+def test_the_example_of_the_page_of_requests_runs_as_it_stands(tmp_path: Path) -> None:
+    found = re.search(r"<!-- example.*?-->\n```python\n(.*?)```", (ROOT / "docs/requests.md").read_text(), re.S)
+    assert found is not None
+    (tmp_path / "example.py").write_text(found[1])
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=15)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "so far 0.0", "so far 0.3", "so far 0.7", "5 says bob", "invalid",
+        "request to agent-nobody: no reply within 0.2 s; it may have been handled", "True"]
 
 
 def block(kind: str) -> str:
@@ -46,8 +59,9 @@ def test_the_lines_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if line.startswith("lemegeton:")] == ["lemegeton: terminated"]
 
 
-def test_every_test_that_the_page_of_troubles_names_is_there() -> None:
-    named = re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/trouble.md").read_text())
+@pytest.mark.parametrize("page", ["trouble.md", "requests.md"])
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    named = re.findall(r"`(test_\w+\.py)`", (ROOT / "docs" / page).read_text())
     assert named
     assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
 

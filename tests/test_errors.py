@@ -37,14 +37,14 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 @pytest.mark.parametrize(("name", "builtin"), [
     ("InvalidMessage", ValueError), ("InvalidSetting", ValueError), ("BusClosed", RuntimeError),
-    ("HomeRefused", OSError),
+    ("HomeRefused", OSError), ("NoReply", TimeoutError),
 ])
 def test_an_error_is_also_the_builtin_that_code_would_catch(name: str, builtin: type[Exception]) -> None:
     assert issubclass(ALL[name], builtin)
 
 
-def test_errors_are_definite_unless_the_message_may_still_go() -> None:
-    assert [name for name, kind in ALL.items() if not kind.definite] == ["NotReached"]
+def test_errors_are_definite_unless_what_was_asked_for_may_have_happened() -> None:
+    assert [name for name, kind in ALL.items() if not kind.definite] == ["NotReached", "NoReply", "RequestFailed"]
 
 
 def test_a_log_error_says_whether_it_is_definite() -> None:
@@ -61,6 +61,11 @@ def test_a_lost_position_carries_the_span_that_is_left() -> None:
 def test_a_failed_assignment_says_why_in_one_word() -> None:
     failed = errors.AssignmentFailed("assignment 7: failed: gone", category="lost")
     assert (failed.category, str(failed)) == ("lost", "assignment 7: failed: gone")
+
+
+def test_a_failed_request_says_why_in_one_word_and_carries_what_was_said() -> None:
+    failed = errors.RequestFailed("request to hub: bob: gone", category="invalid", payload={"error": "gone"})
+    assert (failed.category, failed.payload, str(failed)) == ("invalid", {"error": "gone"}, "request to hub: bob: gone")
 
 
 def test_every_error_has_a_first_sentence() -> None:

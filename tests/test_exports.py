@@ -13,8 +13,8 @@ from lemegeton import errors
 PUBLIC = {
     "AssignmentFailed", "BaseAgent", "BusClosed", "BusFull", "CheckpointFull", "CoordinationMode",
     "CoordinationModeManager", "DiskFull", "HomeRefused", "Hub", "InvalidMessage", "InvalidSetting", "LemegetonError",
-    "LogError", "Message", "MessageBus", "MessagePriority", "MessageType", "NameTaken", "NoAgent", "NotReached",
-    "PositionLost", "Receipt", "RedisLost", "RedisRefused", "Settings", "Stats", "Subscription", "__version__",
+    "LogError", "Message", "MessageBus", "MessagePriority", "MessageType", "NameTaken", "NoAgent", "NoReply", "NotReached",
+    "PositionLost", "Receipt", "RedisLost", "RedisRefused", "RequestFailed", "Settings", "Stats", "Subscription", "__version__",
     "events", "run",
 }
 

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
         LogError,
         NameTaken,
         NoAgent,
+        NoReply,
         NotReached,
         PositionLost,
         RedisLost,
         RedisRefused,
+        RequestFailed,
     )
     from lemegeton.hub import Hub
     from lemegeton.loops import run
@@ -49,8 +51,8 @@ _HOMES = {
     "config": ("Settings",),
     "errors": (
         "AssignmentFailed", "BusClosed", "BusFull", "CheckpointFull", "DiskFull", "HomeRefused", "InvalidMessage",
-        "InvalidSetting", "LemegetonError", "LogError", "NameTaken", "NoAgent", "NotReached", "PositionLost",
-        "RedisLost", "RedisRefused",
+        "InvalidSetting", "LemegetonError", "LogError", "NameTaken", "NoAgent", "NoReply", "NotReached",
+        "PositionLost", "RedisLost", "RedisRefused", "RequestFailed",
     ),
     "hub": ("Hub",),
     "loops": ("run",),
@@ -82,11 +84,13 @@ __all__ = [
     "MessageType",
     "NameTaken",
     "NoAgent",
+    "NoReply",
     "NotReached",
     "PositionLost",
     "Receipt",
     "RedisLost",
     "RedisRefused",
+    "RequestFailed",
     "Settings",
     "Stats",
     "Subscription",

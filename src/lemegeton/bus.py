@@ -7,18 +7,17 @@ one task that owns every other task.
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
-from lemegeton.codec import Draft, check_draft, encode, encode_payload, fill, form_of, ttl_ms
-from lemegeton.errors import BusClosed, InvalidMessage, NameTaken, NotReached
+from lemegeton.codec import Draft, check_draft, encode_payload, fill, form_of, ttl_ms
+from lemegeton.errors import BusClosed, InvalidMessage
 from lemegeton.events import BusBroken, Event
-from lemegeton.handled import handled
+from lemegeton.handled import Ack, reach
 from lemegeton.history import newest
 from lemegeton.logs.base import Form, Position
 from lemegeton.message import Message, MessagePriority, Receipt
@@ -26,20 +25,23 @@ from lemegeton.modes import CoordinationMode
 from lemegeton.observing import Observing
 from lemegeton.osfs import at_fork
 from lemegeton.seams import Runtime
+from lemegeton.signals import until_signalled
 from lemegeton.site import Site, open_site
 from lemegeton.stats import Stats
 from lemegeton.stream import Hand
-from lemegeton.subscription import Start, Subscription, UserHandler
-from lemegeton.within import within
+from lemegeton.subscription import Start, Subscription, UserHandler, take_name
 
-Ack = Literal["local", "disk", "redis", "redis-disk", "handled"]
+if TYPE_CHECKING:  # only who answers or asks pays for loading what that takes
+    from lemegeton.answering import Answers
+    from lemegeton.replies import Progress
+    from lemegeton.requesting import Requests
+
 FORMS_MAX = 10_000
 AT_ONCE = ("local", "disk")
 """Levels that the log itself reaches."""
 TICK_S = 1.0
+LEAVING = "stopped, and only lets running handlers finish"
 BROKEN = "broken: its tasks ended by an error of their own, which `stop` raises"
-NAME_TRIES = 5
-NAME_PAUSE_S = 0.02
 
 
 class MessageBus:
@@ -64,6 +66,8 @@ class MessageBus:
         self._opened: Site | None = None
         self._observing = Observing()
         self._subscriptions: list[Subscription] = []
+        self._answers: Answers | None = None
+        self._requests: Requests | None = None
         self._forms: dict[tuple[str, str, int], Form] = {}
         self._root: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -111,7 +115,8 @@ class MessageBus:
         if self._state not in ("running", BROKEN):
             self._state = "stopped" if self._state == "not started" else self._state
             return
-        self._state = "stopped"
+        self._state = LEAVING if self._state == "running" else "stopped"
+        self._end_requests()
         site = self._site
         subscriptions, self._subscriptions = self._subscriptions, []
         try:
@@ -120,6 +125,7 @@ class MessageBus:
                     group.create_task(subscription.stop(site.settings.drain_timeout))
             self.relayed = await site.leave()
         finally:
+            self._state = "stopped"
             self._stopping.set()
             site.end_tasks()
             await self._end_root(site.settings.drain_timeout)
@@ -139,7 +145,12 @@ class MessageBus:
         """An error that no task should have ends them all: say so, and refuse everything from here on."""
         if self._state == "running" and not root.cancelled() and (error := root.exception()) is not None:
             self._state = BROKEN
+            self._end_requests()
             self._observing.observe(BusBroken(self.name, f"{type(error).__name__}: {error}"))
+
+    def _end_requests(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
 
     def _forked(self) -> None:
         self._state = "inherited by a forked child"
@@ -156,15 +167,7 @@ class MessageBus:
     async def serve(self) -> None:
         """Return when SIGINT or SIGTERM comes; leaving ``async with`` then drains."""
         self._running()
-        loop = asyncio.get_running_loop()
-        came = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, came.set)
-        try:
-            await came.wait()
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        await until_signalled()
 
     async def _ticks(self) -> None:
         """Once a second: notice a blocked loop, look after what is written, clean up."""
@@ -185,8 +188,8 @@ class MessageBus:
         assert self._opened is not None, "a bus that runs has opened its site"
         return self._opened
 
-    def _running(self) -> Site:
-        if self._state != "running":
+    def _running(self, *, or_leaving: bool = False) -> Site:
+        if self._state != "running" and not (or_leaving and self._state is LEAVING):
             raise BusClosed(f"bus {self.name}: {self._state}; use it inside `async with`, in the process that began it")
         return self._site
 
@@ -209,7 +212,7 @@ class MessageBus:
         """
         site = self._opened if self._state == "running" else None
         if site is None:
-            site = self._running()
+            site = self._running(or_leaving=True)
         if (ack in AT_ONCE and id is None and to is None and ttl is None and correlation_id is None and reply_to is None
                 and headers is None and timeout is None):
             try:
@@ -230,7 +233,7 @@ class MessageBus:
             draft = Draft(site.wall_ms(), type, self.name, payload, id, to, priority, self._ttl_ms(ttl), correlation_id,
                           reply_to, headers)
             check_draft(draft)
-            position = await self._reach(site, channel, draft, ack, timeout)
+            position = await reach(site, channel, draft, ack, timeout)
         self._published += 1
         return Receipt(position.lane, position.seq, ack, id)
 
@@ -247,26 +250,6 @@ class MessageBus:
     def _ttl_ms(self, ttl_s: float | None) -> int | None:
         return ttl_ms(self._default_ttl if ttl_s is None else ttl_s)
 
-    async def _reach(self, site: Site, channel: str, draft: Draft, ack: str, timeout_s: float | None) -> Position:
-        """Append, then wait for the level."""
-        if ack not in get_args(Ack):
-            raise InvalidMessage(f"ack {ack!r:.40}: must be one of {', '.join(get_args(Ack))}")
-        body = encode(draft, site.settings.max_message_bytes)
-        made = draft.id is None
-        if ack == "local":
-            return await site.log.append(channel, body, draft.priority, made=made)
-        try:
-            async with within(timeout_s):
-                position = await site.log.append(channel, body, draft.priority, made=made, disk=ack == "disk")
-                if ack == "handled":
-                    await handled(site, position)
-                elif ack != "disk":
-                    position = await site.reach(position, ack)
-                return position
-        except TimeoutError:
-            raise NotReached(f"publish to {channel}: level {ack!r} not reached within {timeout_s} s; the message is "
-                             "stored and still goes") from None
-
     async def publish_to_agent(self, agent: str, payload: Any, **options: Any) -> Receipt:
         """`publish` to the channel of one agent."""
         return await self.publish(agent_channel(check_name(agent, "agent")), payload, **{"to": agent, **options})
@@ -274,6 +257,27 @@ class MessageBus:
     async def broadcast(self, payload: Any, **options: Any) -> Receipt:
         """`publish` to ``hub-broadcast``, which every agent listens to."""
         return await self.publish(HUB_BROADCAST, payload, **options)
+
+    async def request(
+        self, channel: str, payload: Any, *, timeout: float = 30.0, progress: Progress | None = None,
+        id: str | None = None, **options: Any
+    ) -> Message:
+        """Publish a message and wait for the reply that its handler gives with `Message.reply`; the first one counts.
+
+        ``progress`` is called with every `Message.progress` until then.  ``options`` are those of `publish`; ``ttl`` is
+        the timeout unless given.  `NoReply` after ``timeout`` seconds; `RequestFailed` if the handler used `Message.fail`
+        or its message became a dead letter; `BusFull` while 10,000 wait; `BusClosed` when this bus stops meanwhile.
+        Cancelled, or after its timeout, it has `Message.cancelled` say so to the handler.
+
+        With an ``id`` the reply is durable: whoever asks again under this name and id, also after a restart, has the
+        same reply, and the handler runs once.  `NameTaken` if another live process of this name does so.
+        """
+        site = self._running()
+        if self._requests is None:
+            from lemegeton.requesting import Requests
+
+            self._requests = Requests(self.name, site, self.publish, self._begin, self.observe)
+        return await self._requests.ask(channel, payload, timeout, progress, id, options)
 
     # ------------------------------------------------------------------------------------------ subscribing
 
@@ -296,22 +300,23 @@ class MessageBus:
             check_pattern(pattern)
         if durable is not None:
             check_name(durable, "durable subscription")
-        subscription = await self._take_name(partial(
+        return await self._begin(partial(
             Subscription, site, wanted, handler, self._observing.observe, name=durable, start=start, sender=self.name,
-            concurrency=concurrency))
+            concurrency=concurrency, answers=self._answering()))
+
+    def _answering(self) -> Answers:
+        if self._answers is None:
+            from lemegeton.answering import Answers
+
+            self._answers = Answers(self.publish, self.observe)
+        return self._answers
+
+    async def _begin(self, make: Callable[[], Subscription]) -> Subscription:
+        subscription = await take_name(make)
         assert self._group is not None, "a running bus has a task group"
         await subscription.open(self._group)
         self._subscriptions.append(subscription)
         return subscription
-
-    @staticmethod
-    async def _take_name(make: Callable[[], Subscription]) -> Subscription:
-        """Make it; whoever only looks whether a name is held has it for a moment, so a refusal is asked again."""
-        for _ in range(NAME_TRIES - 1):
-            with suppress(NameTaken):
-                return make()
-            await asyncio.sleep(NAME_PAUSE_S)
-        return make()
 
     async def stream(
         self, patterns: str | Sequence[str], *, start: Start = "new", durable: str | None = None
@@ -333,14 +338,14 @@ class MessageBus:
             ended = [s for s in self._subscriptions if s is patterns]
         else:
             wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-            ended = [s for s in self._subscriptions if s.patterns == wanted]
+            ended = [s for s in self._subscriptions if s.patterns == wanted and not s.inner]
         for subscription in ended:
             await self._end(subscription, forget=forget)
         return len(ended)
 
     async def unsubscribe_all(self, *, forget: bool = False) -> int:
         """End every subscription; how many they were."""
-        ended = list(self._subscriptions)
+        ended = [s for s in self._subscriptions if not s.inner]
         for subscription in ended:
             await self._end(subscription, forget=forget)
         return len(ended)

@@ -14,6 +14,8 @@
     │   └── RedisRefused    the server answered with an error; ``code`` is its first word
     ├── CheckpointFull      a place could not be stored
     ├── NotReached          the message is stored and still goes, the asked level was not reached in time
+    ├── NoReply             nobody replied to a request in time
+    ├── RequestFailed       whoever handles a request says that it failed; carries its category
     ├── NoAgent             nobody can take this assignment
     └── AssignmentFailed    an assignment ended without a result; carries its category
 
@@ -98,6 +100,23 @@ class NotReached(LemegetonError):
     """The message is stored and still goes, but the asked level was not reached in time."""
 
     definite = False
+
+
+class NoReply(LemegetonError, TimeoutError):
+    """Nobody replied to the request within its timeout; it may have been handled all the same."""
+
+    definite = False
+
+
+class RequestFailed(LemegetonError):
+    """The reply to a request says that it failed; ``category`` says why in one word, ``payload`` is that of the reply."""
+
+    definite = False
+
+    def __init__(self, text: str, *, category: str, payload: object = None) -> None:
+        super().__init__(text)
+        self.category = category
+        self.payload = payload
 
 
 class NoAgent(LemegetonError):

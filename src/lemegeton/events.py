@@ -326,6 +326,36 @@ class MessageIgnored(Event, frozen=True):
     cause: str
 
 
+class ReplyIgnored(Event, frozen=True):
+    """A reply came for which nobody waits here: it is late, or another one came before it."""
+
+    name = "reply_ignored"
+    level = "info"
+    channel: str
+    sender: str
+    correlation: str
+    cause: str
+
+
+class ReplyLost(Event, frozen=True):
+    """A request became a dead letter, and its requester could not be told: it waits until its timeout."""
+
+    name = "reply_lost"
+    channel: str
+    id: str
+    cause: str
+
+
+class RequestDropped(Event, frozen=True):
+    """A request was cancelled by its requester before its handler was called; it counts as settled."""
+
+    name = "request_dropped"
+    level = "info"
+    channel: str
+    sender: str
+    id: str
+
+
 class HubStalled(Event, frozen=True):
     """A hub or agent could not write what it had to; it tries again, and nothing is lost meanwhile."""
 
@@ -365,5 +395,5 @@ EVENTS: tuple[type[Event], ...] = (
     IncarnationBegun, SegmentSealed, LaneForked, RedisUp, RedisDown, RedisEvicts, RelayStalled, SubscriptionExpired,
     HomeLost, DoorbellLost, LimitReached, RetentionFailed, ModeChanged, ModeSwitchIgnored, ModeUntold, LocalRedisStarted,
     LocalRedisStopped, LocalRedisFailed, BusBroken, ObserverFailed, AgentJoined, AgentLost, AssignmentMoved, StaleReport,
-    MessageIgnored, HubStalled, JournalDamaged,
+    MessageIgnored, HubStalled, JournalDamaged, ReplyIgnored, ReplyLost, RequestDropped,
 )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +20,9 @@ from lemegeton.logs.base import GONE, Cursor, Damage, Found, Log, Marker
 from lemegeton.message import Message
 from lemegeton.retry import Backoff
 from lemegeton.window import IdWindow
+
+if TYPE_CHECKING:
+    from lemegeton.answering import Answers
 
 Handler = Callable[[Message], Awaitable[Any]]
 """What a message is given to; a synchronous function is wrapped to run in a thread before it comes here."""
@@ -90,7 +93,7 @@ class Handling:
 
     def __init__(
         self, log: Log, handler: Handler, window: IdWindow, backoff: Backoff, observe: Observer, *, name: str,
-        sender: str, wall_ms: Callable[[], int], bytes_max: int
+        sender: str, wall_ms: Callable[[], int], bytes_max: int, answers: Answers | None = None
     ) -> None:
         self._log = log
         self._handler = handler
@@ -101,6 +104,7 @@ class Handling:
         self._sender = sender
         self._wall_ms = wall_ms
         self._bytes_max = bytes_max
+        self._answers = answers
         self._tokens: dict[str, Lane] = {}
         self._in_hand: set[tuple[str, str]] = set()
         self.counts = Counts()
@@ -255,6 +259,8 @@ class Handling:
         """Call the handler; DONE when the record may be settled."""
         if place.failure:
             return await self._bury(place, message)
+        if message.reply_to is not None and self._answers is not None and not self._answers.begin(message):
+            return Outcome.DONE
         if message.seq <= place.flagged or in_doubt:
             _set(message, "redelivered", True)
             self.counts.redelivered += 1
@@ -298,6 +304,8 @@ class Handling:
                 return Outcome.LATER
         self.counts.dead += 1
         self._observe(DeadLettered(self._name, place.lane, message.seq, message.id, place.attempt, place.failure))
+        if message.reply_to is not None and self._answers is not None:
+            await self._answers.failed(message, place.failure)
         place.forget_trouble()
         return Outcome.DONE
 

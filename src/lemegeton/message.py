@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -33,18 +34,35 @@ class MessagePriority(IntEnum):
     CRITICAL = 3
 
 
+REQUEST_CANCELLED = "request_cancelled"
+"""The type of a message that takes a request back; handlers never see it."""
+
+
+@runtime_checkable
+class Requester(Protocol):
+    """Who waits for the reply to a message."""
+
+    cancelled: bool
+
+    def answer(self, message: Message, type: str, payload: Any) -> Awaitable[Receipt]: ...
+    async def until_cancelled(self) -> None: ...
+
+
 _WIRE_NAMES = {"sender": "from", "correlation_id": "correlationId", "reply_to": "replyTo"}
 # What delivery adds has names that no sender would use: a field "attempt" of a foreign message stays what it was.
-_OURS = {name: f"~lemegeton.{name}" for name in ("channel", "redelivered", "attempt", "raw")}
+_OURS = {name: f"~lemegeton.{name}" for name in ("channel", "redelivered", "attempt", "raw", "requester")}
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, rename={**_WIRE_NAMES, **_OURS}):
-    """One message, inert: it knows where it came from and nothing about how it is settled.
+    """One message, inert: it knows where it came from, who waits for a reply, and nothing about how it is settled.
 
     ``timestamp`` and ``ttl`` are milliseconds (Unix, and from the timestamp on).  ``redelivered`` is true only if an
     earlier process may have handled this message already; ``attempt`` counts the calls within this process from 1.
     ``origin``, ``inc`` and ``seq`` are its position; empty and 0 for a foreign message that has none yet.
     ``after`` names the record of another origin that is settled first (origin, incarnation, sequence).
+
+    One that has a ``reply_to`` is a request: `reply`, `progress` and `fail` answer it, in a coroutine to be awaited, in a
+    thread (a handler that is a plain function) done when they return.  The first `reply` or `fail` counts.
     """
 
     id: str = ""
@@ -66,6 +84,37 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, rename={**_WIRE_NAMES, 
     redelivered: bool = False
     attempt: int = 1
     raw: bytes = b""
+    requester: Requester | None = None
+
+    def reply(self, payload: Any = None, *, type: str = MessageType.COMPLETE) -> Awaitable[Receipt]:
+        """Publish the answer to this request: what its `MessageBus.request` returns.
+
+        What `MessageBus.publish` raises comes from here as well, and `InvalidMessage` if this is no request that a
+        handler, or a stream, was given."""
+        return self._requester().answer(self, type, payload)
+
+    def progress(self, payload: Any = None) -> Awaitable[Receipt]:
+        """Publish how far this request is; its requester goes on waiting."""
+        return self._requester().answer(self, MessageType.PROGRESS, payload)
+
+    def fail(self, error: str, *, category: str = "failed") -> Awaitable[Receipt]:
+        """Answer that there is no answer: `RequestFailed` at the requester.  No retry, no dead letter."""
+        return self._requester().answer(self, MessageType.FAILED, {"category": category, "error": error})
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the requester has said that nobody waits any more: it was cancelled, or its timeout passed."""
+        return self.requester is not None and self.requester.cancelled
+
+    async def until_cancelled(self) -> None:
+        """Return when `cancelled` becomes true."""
+        await self._requester().until_cancelled()
+
+    def _requester(self) -> Requester:
+        if self.requester is None:
+            why = "it names no reply_to" if self.reply_to is None else "only one that a handler was given can be answered"
+            raise InvalidMessage(f"reply to message {self.id!r:.80} of {self.sender!r:.80}: {why}")
+        return self.requester
 
     def expired(self, now_ms: int) -> bool:
         """True once the time to live has passed, counted from the sender's stamp."""

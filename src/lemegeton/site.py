@@ -73,11 +73,13 @@ class Site(Protocol):
     settings: Settings
     log: Log
     wall_ms: Callable[[], int]
+    token: Callable[[int], str]
 
     def remember(self, name: str | None, patterns: Sequence[str]) -> Memory: ...
     def holders(self) -> list[Holder]: ...
     def usage(self) -> Usage: ...
     def origin(self) -> str | None: ...
+    async def take_origin(self) -> str: ...
     def threads(self) -> ThreadPoolExecutor: ...
     async def start(self, group: asyncio.TaskGroup) -> None: ...
     async def reach(self, position: Position, level: str) -> Position: ...
@@ -98,6 +100,7 @@ class FileSite:
         self.settings = settings
         self.home = home
         self.wall_ms = runtime.wall_ms
+        self.token = runtime.token
         self._runtime = runtime
         self._observe = observe
         self._file_log = FileLog(runtime, home, name, settings, observe, origin_wait_s=origin_wait_s)
@@ -158,6 +161,10 @@ class FileSite:
     def origin(self) -> str | None:
         """The origin this bus writes, once it has written."""
         return self._file_log.origin
+
+    async def take_origin(self) -> str:
+        """The origin this bus writes, which nobody else has while it lives, also before anything was written."""
+        return await self._file_log.take_origin()
 
     def threads(self) -> ThreadPoolExecutor:
         """Where synchronous handlers run: bounded by ``handler_threads``."""

@@ -6,11 +6,13 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lemegeton.delivery import Delivery
+from lemegeton.errors import NameTaken
 from lemegeton.events import Observer
 from lemegeton.handling import Handler, Handling
 from lemegeton.lane import Lane
@@ -19,33 +21,42 @@ from lemegeton.retry import Backoff
 from lemegeton.site import Memory, Site
 from lemegeton.stats import Running, SubscriptionStats
 
+if TYPE_CHECKING:
+    from lemegeton.answering import Answers
+
 Start = Literal["new", "earliest"]
 UserHandler = Callable[[Message], Awaitable[Any]] | Callable[[Message], Any]
 EPHEMERAL = "(ephemeral)"
+NAME_TRIES = 5
+NAME_PAUSE_S = 0.02
 
 
 class Subscription:
-    """Open it, serve it, stop it.  ``name`` is None for an ephemeral one, whose place dies with the process."""
+    """Open it, serve it, stop it.  ``name`` is None for an ephemeral one, whose place dies with the process.
+
+    ``inner`` is one of the bus itself, for replies: `unsubscribe` passes over it, and of other sites' lanes that it meets
+    later, however long a Redis was away, it takes all that there is."""
 
     def __init__(
         self, site: Site, patterns: Sequence[str], handler: UserHandler, observe: Observer, *, name: str | None,
-        start: Start, sender: str, concurrency: int | None = None
+        start: Start, sender: str, concurrency: int | None = None, answers: Answers | None = None, inner: bool = False
     ) -> None:
         settings = site.settings
         shown = name or EPHEMERAL
         self.name = name
+        self.inner = inner
         self.patterns = tuple(patterns)
         self._memory: Memory = site.remember(name, patterns)
         self._handling = Handling(
             site.log, asynchronous(handler, site.threads), self._memory.window,
             Backoff(settings.retry_attempts, settings.retry_delay), observe, name=shown, sender=sender,
-            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes,
+            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes, answers=answers,
         )
         self._delivery = Delivery(
             site.log, self._memory.marks, self._handling, patterns, observe, name=shown, start=start,
             known=self._memory.known, flag_all=self._memory.flag_all, rebooted=self._memory.rebooted,
             poll_s=settings.polling_interval,
-            concurrency=concurrency or settings.concurrency, ephemeral=name is None,
+            concurrency=concurrency or settings.concurrency, ephemeral=name is None and not inner,
         )
         self._served: asyncio.Task[None] | None = None
         self._stopped = False
@@ -97,6 +108,15 @@ class Subscription:
         name = self.name or EPHEMERAL
         return [Running(name, lane.channel, lane.origin, seq, round(seconds, 3))
                 for lane, seq, seconds in self._delivery.running()]
+
+
+async def take_name(make: Callable[[], Subscription]) -> Subscription:
+    """Make it; whoever only looks whether a name is held has it for a moment, so a refusal is asked again."""
+    for _ in range(NAME_TRIES - 1):
+        with suppress(NameTaken):
+            return make()
+        await asyncio.sleep(NAME_PAUSE_S)
+    return make()
 
 
 def asynchronous(handler: UserHandler, threads: Callable[[], ThreadPoolExecutor]) -> Handler:

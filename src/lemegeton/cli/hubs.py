@@ -13,9 +13,8 @@ from lemegeton.assignment import ANY, ASSIGN, Report, Wish, built, parse
 from lemegeton.bus import MessageBus
 from lemegeton.channels import HUB, check_name
 from lemegeton.cli.causes import warn
+from lemegeton.cli.fields import value
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, printable, run
-from lemegeton.codec import decode_json
-from lemegeton.errors import InvalidMessage
 from lemegeton.events import AgentJoined, AgentLost, AssignmentMoved, Event, HubStalled, StaleReport
 from lemegeton.message import Message, MessageType
 
@@ -101,16 +100,9 @@ def assign(options: Options, agent: str, payload: str, text: bool, timeout: floa
     """
     if agent != ANY:
         check_name(agent, "agent")
-    report = run(_assigned(options, Wish(payload=payload if text else _json(payload), agent=agent, timeout=timeout)))
+    report = run(_assigned(options, Wish(payload=value(payload, text), agent=agent, timeout=timeout)))
     facts = {"assignment": report.assignment, "agent": report.agent, "attempt": report.attempt, "result": report.result}
     options.show(facts, report.result if isinstance(report.result, str) else json.dumps(report.result))
-
-
-def _json(payload: str) -> Any:
-    try:
-        return decode_json(payload)
-    except InvalidMessage as error:
-        raise InvalidMessage(f"{error}; quote it as JSON, or give --text") from None
 
 
 async def _assigned(options: Options, wish: Wish) -> Report:

@@ -27,6 +27,7 @@ VERBS = {
     "demo": "demo",
     "pub": "messages",
     "sub": "messages",
+    "request": "requests",
     "history": "looking",
     "status": "looking",
     "subs": "looking",
@@ -150,13 +151,13 @@ def _usage(error: click.ClickException) -> int:
 
 
 def _failure(error: BaseException) -> int:
-    from lemegeton.errors import InvalidMessage, InvalidSetting, LemegetonError, NotReached
+    from lemegeton.errors import InvalidMessage, InvalidSetting, LemegetonError, NoReply, NotReached
 
     if isinstance(error, LemegetonError):
         say(str(error))
         if isinstance(error, InvalidMessage | InvalidSetting):
             return USAGE
-        return TIMED_OUT if isinstance(error, NotReached) else FAILED
+        return TIMED_OUT if isinstance(error, NotReached | NoReply) else FAILED
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         say(f"{place}{error.strerror or error}{ADVICE.get(error.errno or 0, '')}")

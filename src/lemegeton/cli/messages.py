@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any, Literal, get_args
 
 import click
 
-from lemegeton.bus import Ack, MessageBus
+from lemegeton.bus import MessageBus
 from lemegeton.channels import check_channel
 from lemegeton.cli.causes import Why, warn
+from lemegeton.cli.fields import header, priority, value
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
-from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage, LogError, NotReached
-from lemegeton.message import Message, MessagePriority, Receipt
+from lemegeton.handled import Ack
+from lemegeton.message import Message, Receipt
 from lemegeton.within import within
 
 ORIGIN_WAIT_S = 5.0
 """How long `pub` waits for its name's origin, so that a thousand of them write one log."""
 PRINT_DRAIN_S = 0.1
 """Nothing is being worked on when `sub` ends: at most a message that cannot be printed is let go."""
-
-
-def _header(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str] | None:
-    for pair in pairs:
-        if "=" not in pair:
-            raise click.BadParameter(f"{pair!r} is not of the form KEY=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs) or None
-
-
-def _priority(_: click.Context, __: click.Parameter, value: str) -> MessagePriority:
-    with suppress(KeyError, ValueError):
-        return MessagePriority(int(value)) if value.isdecimal() else MessagePriority[value.upper()]
-    raise click.BadParameter(f"{value!r} is not one of low, normal, high, critical, or 0 to 3")
 
 
 @click.command()
@@ -44,10 +31,10 @@ def _priority(_: click.Context, __: click.Parameter, value: str) -> MessagePrior
 @click.option("--type", metavar="TYPE", default="custom", show_default=True, help="Type of the message.")
 @click.option("--to", metavar="NAME", help="Whom the message is for.")
 @click.option("--ttl", metavar="S", type=float, help="Seconds after which nobody is given the message any more.")
-@click.option("--priority", metavar="P", default="normal", callback=_priority, show_default=True,
+@click.option("--priority", metavar="P", default="normal", callback=priority, show_default=True,
               help="low, normal, high or critical, or 0 to 3.")
 @click.option("--id", metavar="ID", help="Id of the message; a second one with the same id is dropped by readers.")
-@click.option("--header", "headers", metavar="K=V", multiple=True, callback=_header, help="A header; may be repeated.")
+@click.option("--header", "headers", metavar="K=V", multiple=True, callback=header, help="A header; may be repeated.")
 @click.option("--ack", type=click.Choice(get_args(Ack)), default="local", show_default=True,
               help="Return when it survives kill -9 (local) or a power cut (disk), when the shared Redis has it (redis, "
                    "redis-disk), or everybody has handled it.")
@@ -66,22 +53,12 @@ def pub(options: Options, /, channel: str, payload: str, text: bool, name: str, 
         if payload == "-":
             run(_publish_lines(options, bus, channel, text, fields))
         else:
-            run(_publish_one(options, bus, channel, _value(payload, text), fields))
+            run(_publish_one(options, bus, channel, value(payload, text), fields))
     except NotReached as error:
         raise NotReached(f"{error}{why}") from None
     if not bus.relayed:
         say("the shared Redis was not reached; the message is kept and goes as soon as any bus of this home, or "
             f"`lemegeton bridge`, reaches it{why}")
-
-
-def _value(payload: str | bytes, text: bool) -> Any:
-    """The payload an argument or a line stands for."""
-    if text:
-        return payload.decode() if isinstance(payload, bytes) else payload
-    try:
-        return decode_json(payload)
-    except InvalidMessage as error:
-        raise InvalidMessage(f"{error}; quote it as JSON, or give --text") from None
 
 
 async def _publish_one(options: Options, bus: MessageBus, channel: str, payload: Any, fields: dict[str, Any]) -> None:
@@ -102,7 +79,7 @@ async def _publish_lines(options: Options, bus: MessageBus, channel: str, text: 
 
     async def publish(number: int, line: bytes) -> Receipt:
         try:
-            return await bus.publish(channel, _value(line, text), **fields)
+            return await bus.publish(channel, value(line, text), **fields)
         except (InvalidMessage, LogError, UnicodeDecodeError) as error:
             raise Ended(FAILED, f"line {number} of standard input: {error}") from None
 

@@ -161,6 +161,10 @@ class FileLog:
         """The name of the origin this log writes, once it has written."""
         return None if self._writer is None else self._writer.origin
 
+    async def take_origin(self) -> str:
+        """The name of the origin, which is taken now if nothing was written yet."""
+        return (self._writer or await self._open_writer()).origin
+
     def own_lanes(self) -> list[Lane]:
         """The lanes this log has written to."""
         return [] if self._writer is None else self._writer.lanes

@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from secrets import token_hex
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lemegeton.channels import compile_glob
+from lemegeton.channels import compile_glob, encode_name
 from lemegeton.checkpoint import VolatileMarks, settled_at
 from lemegeton.config import load_settings
 from lemegeton.errors import NameTaken, NotReached
@@ -92,7 +93,9 @@ class MemorySite:
         self._store = store if store is not None else MemoryStore()
         self.settings = load_settings(settings)
         self.wall_ms = wall_ms
+        self.token = token_hex
         self.log: Log = log or MemoryLog(name, self._store, bytes_max=self.settings.max_message_bytes)
+        self._origin = f"{encode_name(name)}~memory~{token_hex(4)}"
         self._places = _places.setdefault(self._store, {})
         self._threads: ThreadPoolExecutor | None = None
 
@@ -121,6 +124,10 @@ class MemorySite:
     def origin(self) -> str | None:
         """None: a test that needs the origin finds it in the receipt."""
         return None
+
+    async def take_origin(self) -> str:
+        """A name that no other bus has."""
+        return self._origin
 
     def threads(self) -> ThreadPoolExecutor:
         """Where synchronous handlers run."""

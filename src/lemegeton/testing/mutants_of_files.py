@@ -56,6 +56,9 @@ FILE_MUTANTS: tuple[Mutant, ...] = (
     Mutant("retention by age", "retention.py",
            "blocking = None if segment.final else _blocking(segment, blockers)",
            "blocking = None if segment.final or now_ms - segment.modified_ms > 5000 else _blocking(segment, blockers)"),
+    Mutant("a reply ends any request", "requesting.py", "        pending = self._open.find(correlation)\n",
+           "        pending = self._open.find(next(iter(self._open._pending), correlation))\n"),
+    Mutant("a request waits for ever", "requesting.py", "async with within(timeout_s):", "async with within(None):"),
     Mutant("durable name not exclusive", "checkpoint.py", "if not fs.lock(self._lock):",
            "if not fs.lock(self._lock, shared=True):"),
 )

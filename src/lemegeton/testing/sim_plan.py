@@ -50,6 +50,8 @@ class Send:
     together: bool
     """Published beside others, in a task of its own, instead of one after the other."""
     tries: int = 1
+    timeout: float = 0.0
+    """Above 0: it is a request, and so long its sender waits for the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def make_plan(seed: int, kinds: tuple[str, ...], *, redis: bool = False) -> Plan
     sites = tuple(_site(rng, name, left // len(names) + 1) for name in names)
     if redis:
         sites = _with_redis(rng, sites)
+    _have_some_ask(Random(f"requests {seed} {redis}"), sites)
     enabled = sorted(rng.sample(kinds, (len(kinds) + 1) // 2))
     times = sorted(rng.uniform(0.5, HEAL_S - 2) for _ in range(rng.randint(FAULTS_MIN, FAULTS_MAX)))
     faults = tuple(Fault(n, at, rng.choice(enabled), f"fault {seed} {n}") for n, at in enumerate(times))
@@ -144,6 +147,18 @@ def _with_redis(rng: Random, sites: tuple[SiteSpec, ...]) -> tuple[SiteSpec, ...
                           for process in site.processes)
         reaching.append(replace(site, processes=processes))
     return tuple(reaching)
+
+
+def _have_some_ask(rng: Random, sites: tuple[SiteSpec, ...]) -> None:
+    """Make requests of some messages, in half of the plans.  What else is random does not depend on it."""
+    share = rng.choice((0.0, 0.0, 0.1, 0.4))
+    sends = [send for site in sites for process in site.processes for send in process.sends]
+    plain = {send.tag for send in sends if send.ack != "local" or send.ttl is not None}
+    timeouts: dict[str, float] = {}
+    for send in sends:
+        asks = rng.random() < share and send.tag not in plain
+        timeout = timeouts.setdefault(send.tag, rng.choice((0.2, 3.0, 10.0)) if asks else 0.0)
+        send.timeout, send.together = timeout, send.together or timeout > 0
 
 
 def _site(rng: Random, name: str, messages: int) -> SiteSpec:

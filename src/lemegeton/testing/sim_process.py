@@ -19,20 +19,22 @@ from lemegeton.errors import LemegetonError, NameTaken
 from lemegeton.events import CorruptRecord, DeadLettered, Event, Expired, Gap, TailDropped
 from lemegeton.lane import Lane
 from lemegeton.message import Message, Receipt
+from lemegeton.requesting import INBOX
 from lemegeton.subscription import EPHEMERAL
 from lemegeton.testing.fake_doorbell import FakeDoorbell
 from lemegeton.testing.fake_fs import FakeFs, Killed
 from lemegeton.testing.fake_runtime import FakeClock, runtime
 from lemegeton.testing.sim_loop import Gate, SimDoorbell
 from lemegeton.testing.sim_plan import ProcessSpec, Send, SubSpec
-from lemegeton.testing.sim_tools import TAG, digest, payload_of
+from lemegeton.testing.sim_requests import ask, reply
+from lemegeton.testing.sim_tools import TAG, again, digest, lane_fields, payload_of
 
 if TYPE_CHECKING:
     from lemegeton.testing.sim_world import SimSite
 
 ACK_TIMEOUT_S = 3.0
-OWN = "coordination:"
-"""Channels on which buses publish of their own accord: nobody is owed what they say there."""
+OWN = ("coordination:", INBOX)
+"""How channels begin on which buses publish of their own accord: nobody is owed what they say there."""
 NOWHERE = Lane("", "", 0, 1)
 
 
@@ -151,6 +153,7 @@ class SimProcess:
     def resume(self) -> None:
         """SIGCONT."""
         if self.life is not None:
+            self.life.resumed_at = self.world.loop.time()
             self.world.loop.resume(self.life.gate)
 
     def heal(self) -> None:
@@ -179,6 +182,7 @@ class Life:
         self.serving: set[str] = set()
         self.sending = 0
         self.leaving = False
+        self.resumed_at = -1.0
 
     def record(self, ev: Any, **fields: Any) -> None:
         """Write an event of this life down; a dead one has nothing to say."""
@@ -248,9 +252,9 @@ class Life:
     async def _send(self, send: Send) -> None:
         self.sending += 1
         if send.given and send.tries and self.rng.random() < 0.3 and not self.world.healed:
-            self.process.outbox.append(_again(send, self.world.loop.time() + self.rng.uniform(0.1, 5)))
+            self.process.outbox.append(again(send, self.world.loop.time() + self.rng.uniform(0.1, 5)))
         try:
-            receipt = await self._maybe_cancelled(self._publish(send))
+            receipt = await self._maybe_cancelled(ask(self, send) if send.timeout else self._publish(send))
         except LemegetonError as error:
             self.world.note(f"publish: {type(error).__name__}")
             self.record("fail" if error.definite else "info", ch=send.channel, id=send.tag)
@@ -259,7 +263,8 @@ class Life:
         except Exception as error:
             self.world.violate("untyped", f"{self.gate.name}: publish raised {type(error).__name__}: {error}")
         else:
-            self._acknowledged(send, receipt)
+            if receipt is not None:
+                self._acknowledged(send, receipt)
         finally:
             self.sending -= 1
         if self.process.traps.after_ack:
@@ -267,17 +272,22 @@ class Life:
             self.process.kill()
             await _for_ever()
 
-    async def _publish(self, send: Send) -> Receipt:
-        assert self.bus is not None, "it runs"
+    def begin(self, send: Send) -> Any:
+        """Write down what is about to be published; its payload."""
         payload = payload_of(send)
         self.record("inv", ch=send.channel, prod=self.process.spec.bus, id=send.tag, sha=digest(payload),
-                    kind="ttl" if send.ttl is not None else "")
+                    kind="ttl" if send.ttl is not None or send.timeout else "")
         self.world.published += 1
+        return payload
+
+    async def _publish(self, send: Send) -> Receipt:
+        assert self.bus is not None, "it runs"
+        payload = self.begin(send)
         return await self.bus.publish(
             send.channel, payload, priority=send.priority, id=send.tag if send.given else None, ttl=send.ttl,
             ack=send.ack, timeout=None if send.ack == "local" else ACK_TIMEOUT_S)  # type: ignore[arg-type]
 
-    async def _maybe_cancelled(self, call: Awaitable[Receipt]) -> Receipt:
+    async def _maybe_cancelled(self, call: Awaitable[Receipt | None]) -> Receipt | None:
         """The answer of publish, unless it is to be cancelled at one of its await points."""
         traps = self.process.traps
         if not traps.cancels:
@@ -334,6 +344,8 @@ class Life:
         if pause_s:
             await asyncio.sleep(pause_s)
         await self._misbehave(trap, key)
+        if message.reply_to is not None:
+            await reply(self, message, tag)
         self.record("done", **key)
         if trap == "kill after":
             await self._die()
@@ -373,25 +385,16 @@ class Life:
         if not sub or sub == EPHEMERAL or getattr(event, "lane", NOWHERE).channel.startswith(OWN):
             return
         if isinstance(event, Gap):
-            self.record("gap", sub=sub, **_lane(event.lane), first=event.first, last=event.last,
+            self.record("gap", sub=sub, **lane_fields(event.lane), first=event.first, last=event.last,
                         cause=event.cause)
         elif isinstance(event, CorruptRecord):
-            self.record("corrupt", sub=sub, **_lane(event.lane), seq=event.expected, cause=event.cause)
+            self.record("corrupt", sub=sub, **lane_fields(event.lane), seq=event.expected, cause=event.cause)
         elif isinstance(event, Expired) and event.first:
-            self.record("expired", sub=sub, **_lane(event.lane), first=event.first, seq=event.seq)
+            self.record("expired", sub=sub, **lane_fields(event.lane), first=event.first, seq=event.seq)
         elif isinstance(event, Expired | DeadLettered):
             tag = self.world.tag_at(event.lane, event.seq) or event.id
             self.record("expired" if isinstance(event, Expired) else "dead", sub=sub,
-                        **_lane(event.lane), seq=event.seq, id=tag)
-
-
-def _lane(lane: Lane) -> dict[str, Any]:
-    return {"ch": lane.channel, "prod": lane.origin.partition("~")[0], "origin": lane.origin, "pinc": lane.inc,
-            "prio": lane.priority}
-
-
-def _again(send: Send, at: float) -> Send:
-    return Send(at, send.tag, send.channel, True, send.priority, None, "local", send.size, False, tries=0)
+                        **lane_fields(event.lane), seq=event.seq, id=tag)
 
 
 async def _for_ever() -> None:

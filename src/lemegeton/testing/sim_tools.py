@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lemegeton.channels import encode_name
+from lemegeton.lane import Lane
 from lemegeton.testing.fake_disk import FakeDisk
 from lemegeton.testing.fake_fs import FakeFs
 from lemegeton.testing.fake_inode import Directory, File
@@ -30,6 +31,18 @@ def digest(payload: Any) -> str:
 def payload_of(send: Send) -> dict[str, Any]:
     """The payload of a planned message: its tag, and something to fill it."""
     return {TAG: send.tag, "pad": "p" * send.size}
+
+
+def again(send: Send, at: float) -> Send:
+    """The same message, published once more."""
+    return Send(at, send.tag, send.channel, True, send.priority, None, "local", send.size, send.timeout > 0, tries=0,
+                timeout=send.timeout)
+
+
+def lane_fields(lane: Lane) -> dict[str, Any]:
+    """A lane as the history writes it down."""
+    return {"ch": lane.channel, "prod": lane.origin.partition("~")[0], "origin": lane.origin, "pinc": lane.inc,
+            "prio": lane.priority}
 
 
 def drop_in(site: SimSite, n: int, channel: str, ident: str) -> None:
