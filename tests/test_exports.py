@@ -14,7 +14,7 @@ PUBLIC = {
     "AssignmentFailed", "BaseAgent", "BusClosed", "BusFull", "CheckpointFull", "CoordinationMode",
     "CoordinationModeManager", "DiskFull", "HomeRefused", "Hub", "InvalidMessage", "InvalidSetting", "LemegetonError",
     "LogError", "Message", "MessageBus", "MessagePriority", "MessageType", "NameTaken", "NoAgent", "NotReached",
-    "PositionLost", "Receipt", "RedisLost", "RedisRefused", "Settings", "Stats", "Subscription", "__version__",
+    "PositionLost", "Receipt", "RedisLost", "RedisRefused", "Rejected", "Settings", "Stats", "Subscription", "__version__",
     "events",
 }
 

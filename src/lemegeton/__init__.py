@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         PositionLost,
         RedisLost,
         RedisRefused,
+        Rejected,
     )
     from lemegeton.hub import Hub
     from lemegeton.message import Message, MessagePriority, MessageType, Receipt
@@ -49,7 +50,7 @@ _HOMES = {
     "errors": (
         "AssignmentFailed", "BusClosed", "BusFull", "CheckpointFull", "DiskFull", "HomeRefused", "InvalidMessage",
         "InvalidSetting", "LemegetonError", "LogError", "NameTaken", "NoAgent", "NotReached", "PositionLost",
-        "RedisLost", "RedisRefused",
+        "RedisLost", "RedisRefused", "Rejected",
     ),
     "hub": ("Hub",),
     "message": ("Message", "MessagePriority", "MessageType", "Receipt"),
@@ -85,6 +86,7 @@ __all__ = [
     "Receipt",
     "RedisLost",
     "RedisRefused",
+    "Rejected",
     "Settings",
     "Stats",
     "Subscription",

@@ -14,6 +14,7 @@
     │   └── RedisRefused    the server answered with an error; ``code`` is its first word
     ├── CheckpointFull      a place could not be stored
     ├── NotReached          the message is stored and still goes, the asked level was not reached in time
+    ├── Rejected            raised by a handler: the message becomes a dead letter without another attempt
     ├── NoAgent             nobody can take this assignment
     └── AssignmentFailed    an assignment ended without a result; carries its category
 
@@ -98,6 +99,16 @@ class NotReached(LemegetonError):
     """The message is stored and still goes, but the asked level was not reached in time."""
 
     definite = False
+
+
+class Rejected(LemegetonError):
+    """A handler raises it: no attempt at this message can succeed, so it becomes a dead letter at once.
+
+    ``reason`` is what the dead letter is found by, the text says more."""
+
+    def __init__(self, text: str, *, reason: str = "rejected") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class NoAgent(LemegetonError):

@@ -39,7 +39,7 @@ class Subscription:
         self._handling = Handling(
             site.log, asynchronous(handler, site.threads), self._memory.window,
             Backoff(settings.retry_attempts, settings.retry_delay), observe, name=shown, sender=sender,
-            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes,
+            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes, reader=f"{shown}@{site.site_id}", turn=site.turn,
         )
         self._delivery = Delivery(
             site.log, self._memory.marks, self._handling, patterns, observe, name=shown, start=start,

@@ -1,0 +1,136 @@
+"""Dead letters as records: what is written into the channel ``dead-letter:{channel}``, and read from it.
+
+::
+
+    dead_letter            what no handler could take: the original as it came, and why it is here
+    dead_letter_edited     another payload for it
+    dead_letter_settled    dead letters, by id, that were published again or dropped: they are not listed any more
+
+Whatever else some program publishes there counts as a dead letter that nothing is known of but what it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from lemegeton.channels import DEAD_LETTER
+from lemegeton.codec import Draft, draft_of, encode, encode_raw, with_unknown_fields
+from lemegeton.errors import InvalidMessage
+from lemegeton.lane import Lane
+from lemegeton.message import Message
+
+LETTER, EDITED, SETTLED = "dead_letter", "dead_letter_edited", "dead_letter_settled"
+HANDLER_FAILED = "handler failed"
+PROCESS_DIED = "process died"
+UNKNOWN = "unknown"
+REDRIVEN, DROPPED = "redriven", "dropped"
+FROM_HEADER = "redriven-from"
+"""The header of a message that was published again: the id of the dead letter it was."""
+TRACE_CHARS = 8000
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a dead letter.
+
+    ``attempts`` counts handler calls, those of processes that ended in one among them.  ``first`` and ``last`` are Unix ms
+    of when the first and the last of them was seen to have gone wrong.  ``original`` is the message as it came; None if
+    that nearly fills a record by itself: then it is where ``origin``, ``inc``, ``priority`` and ``seq`` say."""
+
+    channel: str = ""
+    subscription: str = ""
+    reason: str = UNKNOWN
+    error: str = ""
+    trace: str = ""
+    attempts: int = 0
+    first: int = 0
+    last: int = 0
+    id: str = ""
+    origin: str = ""
+    inc: int = 0
+    priority: int = 1
+    seq: int = 0
+    original: str | None = None
+
+    @property
+    def lane(self) -> Lane:
+        """Where the original was."""
+        return Lane(self.channel, self.origin, self.inc, self.priority)
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """The payload of an edit: the dead letter it belongs to, and the payload to publish instead."""
+
+    letter: str
+    payload: msgspec.Raw
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """The payload of what settles dead letters."""
+
+    letters: list[str]
+    how: str
+
+
+def letter_id(reader: str, lane: Lane, seq: int) -> str:
+    """The id of a dead letter: one appended twice, by a process that was killed in between, is a copy."""
+    return f"dl:{reader}:{lane.origin}.{lane.inc}.{lane.priority}:{seq}"
+
+
+def letter_body(letter: Letter, ident: str, sender: str, now_ms: int, bytes_max: int) -> bytes:
+    """The record of a dead letter; of a message that nearly fills a record less is kept, the original last."""
+    less = msgspec.structs.replace(letter, trace="", error=letter.error[: bytes_max // 8])
+    for kept in (letter, less):
+        try:
+            return _body(kept, ident, sender, now_ms, bytes_max)
+        except InvalidMessage:
+            continue
+    return _body(msgspec.structs.replace(less, original=None), ident, sender, now_ms, bytes_max)
+
+
+def _body(letter: Letter, ident: str, sender: str, now_ms: int, bytes_max: int) -> bytes:
+    return encode(Draft(now_ms, LETTER, sender, msgspec.structs.asdict(letter), ident), bytes_max)
+
+
+_letter = msgspec.json.Decoder(Letter).decode
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class _Payload(msgspec.Struct):
+    payload: msgspec.Raw
+
+
+_payload = msgspec.json.Decoder(_Payload).decode
+
+
+def payload_of(record: bytes) -> bytes:
+    """The payload of a record, byte for byte."""
+    return bytes(_payload(record).payload)
+
+
+def letter_of(message: Message) -> Letter:
+    """What a message in a dead-letter channel says; one that some other program put there is its own original."""
+    channel = message.channel.removeprefix(DEAD_LETTER)
+    if message.type == LETTER:
+        try:
+            letter = _letter(payload_of(message.raw))
+        except _UNREADABLE:
+            letter = Letter()
+        if letter.channel == channel:
+            return letter
+    return Letter(channel=channel, first=message.timestamp, last=message.timestamp, id=message.id,
+                  original=message.raw.decode())
+
+
+def redrive_id(ident: str) -> str:
+    """The id under which a dead letter is published again: twice is once."""
+    return f"redrive-{hashlib.blake2b(ident.encode(), digest_size=16).hexdigest()}"
+
+
+def redriven_body(ident: str, message: Message, payload: bytes, now_ms: int, bytes_max: int) -> bytes:
+    """The record that publishes the original of a dead letter again, as its sender and with a time to live that begins
+    now."""
+    headers = {**message.headers, FROM_HEADER: ident}
+    draft = msgspec.structs.replace(draft_of(message), timestamp=now_ms, id=redrive_id(ident), headers=headers)
+    return with_unknown_fields(encode_raw(draft, payload, bytes_max), message, bytes_max)
