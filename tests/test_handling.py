@@ -413,7 +413,7 @@ async def test_a_dead_letter_says_what_failed_and_carries_the_original() -> None
     assert trace.startswith("Traceback (most recent call last):\n")
     assert trace.endswith("in handler\n    raise ValueError(f\"cannot do {message.payload}\")\nValueError: cannot do bad\n")
     assert letter.payload == {
-        "channel": "c", "subscription": "sub", "reason": "handler failed", "error": "ValueError: cannot do bad",
+        "channel": "c", "subscription": "sub", "site": "", "reason": "handler failed", "error": "ValueError: cannot do bad",
         "attempts": 1, "first": NOW_MS, "last": NOW_MS, "id": made_id(LANE, 2), "origin": "a~s~0", "inc": 1, "priority": 1,
         "seq": 2, "original": record(2, "bad").decode(),
     }

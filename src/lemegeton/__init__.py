@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lemegeton.agent import BaseAgent
     from lemegeton.bus import MessageBus
     from lemegeton.config import Settings
+    from lemegeton.deadletters import DeadLetter, DeadLetters, Redriven
     from lemegeton.errors import (
         AssignmentFailed,
         BusClosed,
@@ -47,6 +48,7 @@ _HOMES = {
     "agent": ("BaseAgent",),
     "bus": ("MessageBus",),
     "config": ("Settings",),
+    "deadletters": ("DeadLetter", "DeadLetters", "Redriven"),
     "errors": (
         "AssignmentFailed", "BusClosed", "BusFull", "CheckpointFull", "DiskFull", "HomeRefused", "InvalidMessage",
         "InvalidSetting", "LemegetonError", "LogError", "NameTaken", "NoAgent", "NotReached", "PositionLost",
@@ -68,6 +70,8 @@ __all__ = [
     "CheckpointFull",
     "CoordinationMode",
     "CoordinationModeManager",
+    "DeadLetter",
+    "DeadLetters",
     "DiskFull",
     "HomeRefused",
     "Hub",
@@ -86,6 +90,7 @@ __all__ = [
     "Receipt",
     "RedisLost",
     "RedisRefused",
+    "Redriven",
     "Rejected",
     "Settings",
     "Stats",

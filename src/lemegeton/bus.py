@@ -16,7 +16,8 @@ from typing import Any, Literal, Self, get_args
 
 from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
 from lemegeton.codec import Draft, check_draft, encode, encode_payload, fill, form_of, ttl_ms
-from lemegeton.errors import BusClosed, InvalidMessage, NameTaken, NotReached
+from lemegeton.deadletters import DeadLetters
+from lemegeton.errors import BusClosed, InvalidMessage, NotReached
 from lemegeton.events import BusBroken, Event
 from lemegeton.handled import handled
 from lemegeton.history import newest
@@ -29,7 +30,7 @@ from lemegeton.seams import Runtime
 from lemegeton.site import Site, open_site
 from lemegeton.stats import Stats
 from lemegeton.stream import Hand
-from lemegeton.subscription import Start, Subscription, UserHandler
+from lemegeton.subscription import Start, Subscription, UserHandler, named
 from lemegeton.within import within
 
 Ack = Literal["local", "disk", "redis", "redis-disk", "handled"]
@@ -38,8 +39,6 @@ AT_ONCE = ("local", "disk")
 """Levels that the log itself reaches."""
 TICK_S = 1.0
 BROKEN = "broken: its tasks ended by an error of their own, which `stop` raises"
-NAME_TRIES = 5
-NAME_PAUSE_S = 0.02
 
 
 class MessageBus:
@@ -299,22 +298,13 @@ class MessageBus:
             check_pattern(pattern)
         if durable is not None:
             check_name(durable, "durable subscription")
-        subscription = await self._take_name(partial(
+        subscription = await named(partial(
             Subscription, site, wanted, handler, self._observing.observe, name=durable, start=start, sender=self.name,
             concurrency=concurrency))
         assert self._group is not None, "a running bus has a task group"
         await subscription.open(self._group)
         self._subscriptions.append(subscription)
         return subscription
-
-    @staticmethod
-    async def _take_name(make: Callable[[], Subscription]) -> Subscription:
-        """Make it; whoever only looks whether a name is held has it for a moment, so a refusal is asked again."""
-        for _ in range(NAME_TRIES - 1):
-            with suppress(NameTaken):
-                return make()
-            await asyncio.sleep(NAME_PAUSE_S)
-        return make()
 
     async def stream(
         self, patterns: str | Sequence[str], *, start: Start = "new", durable: str | None = None
@@ -358,6 +348,11 @@ class MessageBus:
     async def history(self, channel: str, count: int = 100) -> list[Message]:
         """The last ``count`` messages of a channel that are still there, oldest first, by the senders' stamps."""
         return await newest(self._running().log, check_channel(channel), count)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What no handler could take: to look at, edit, publish again or drop."""
+        return DeadLetters(self._running(), self.name)
 
     @property
     def mode(self) -> CoordinationMode:

@@ -17,7 +17,7 @@ from lemegeton.codec import decode
 from lemegeton.errors import InvalidMessage, LemegetonError, Rejected
 from lemegeton.events import CorruptRecord, DeadLettered, Expired, Gap, HandlerFailed, LaneStalled, Observer
 from lemegeton.lane import BRANCH, SPARSE, Lane, lane_token
-from lemegeton.letters import HANDLER_FAILED, PROCESS_DIED, TRACE_CHARS, Letter, letter_body, letter_id
+from lemegeton.letters import HANDLER_FAILED, PROCESS_DIED, TRACE_CHARS, Letter, letter_body
 from lemegeton.logs.base import GONE, Cursor, Damage, Found, Log, Marker
 from lemegeton.message import Message
 from lemegeton.poison import Past, Turn, past_of, remember
@@ -108,7 +108,7 @@ class Handling:
 
     def __init__(
         self, log: Log, handler: Handler, window: IdWindow, backoff: Backoff, observe: Observer, *, name: str,
-        sender: str, wall_ms: Callable[[], int], bytes_max: int, reader: str = "", turn: Turn | None = None
+        sender: str, wall_ms: Callable[[], int], bytes_max: int, site: str = "", turn: Turn | None = None
     ) -> None:
         self._log = log
         self._handler = handler
@@ -116,8 +116,7 @@ class Handling:
         self._backoff = backoff
         self._observe = observe
         self._name = name
-        self._reader = reader or name
-        """The subscription with its site, as dead letters name it."""
+        self._site = site
         self._turn = turn or Turn()
         self._sender = sender
         self._wall_ms = wall_ms
@@ -379,7 +378,8 @@ class Handling:
     def _dead_letter(self, place: LanePlace, message: Message) -> bytes:
         lane, now_ms = place.lane, self._wall_ms()
         letter = Letter(
-            channel=lane.channel, subscription=self._name, reason=place.reason, error=place.failure, trace=place.trace,
-            attempts=place.past.lives + place.attempt, first=place.failed_ms or now_ms, last=now_ms, id=message.id,
-            origin=lane.origin, inc=lane.inc, priority=lane.priority, seq=message.seq, original=message.raw.decode())
-        return letter_body(letter, letter_id(self._reader, lane, message.seq), self._sender, now_ms, self._bytes_max)
+            channel=lane.channel, subscription=self._name, site=self._site, reason=place.reason, error=place.failure,
+            trace=place.trace, attempts=place.past.lives + place.attempt, first=place.failed_ms or now_ms, last=now_ms,
+            id=message.id, origin=lane.origin, inc=lane.inc, priority=lane.priority, seq=message.seq,
+            original=message.raw.decode())
+        return letter_body(letter, self._sender, now_ms, self._bytes_max)

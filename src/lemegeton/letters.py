@@ -32,7 +32,7 @@ TRACE_CHARS = 8000
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of a dead letter.
+    """The payload of a dead letter: of which subscription, on which site, and why.
 
     ``attempts`` counts handler calls, those of processes that ended in one among them.  ``first`` and ``last`` are Unix ms
     of when the first and the last of them was seen to have gone wrong.  ``original`` is the message as it came; None if
@@ -40,6 +40,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     channel: str = ""
     subscription: str = ""
+    site: str = ""
     reason: str = UNKNOWN
     error: str = ""
     trace: str = ""
@@ -58,6 +59,12 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
         """Where the original was."""
         return Lane(self.channel, self.origin, self.inc, self.priority)
 
+    @property
+    def letter_id(self) -> str:
+        """The id of the dead letter: one appended twice, by a process that was killed in between, is a copy."""
+        reader = f"{self.subscription}@{self.site}" if self.site else self.subscription
+        return f"dl:{reader}:{self.origin}.{self.inc}.{self.priority}:{self.seq}"
+
 
 class Edit(msgspec.Struct, frozen=True):
     """The payload of an edit: the dead letter it belongs to, and the payload to publish instead."""
@@ -73,24 +80,19 @@ class Settled(msgspec.Struct, frozen=True):
     how: str
 
 
-def letter_id(reader: str, lane: Lane, seq: int) -> str:
-    """The id of a dead letter: one appended twice, by a process that was killed in between, is a copy."""
-    return f"dl:{reader}:{lane.origin}.{lane.inc}.{lane.priority}:{seq}"
-
-
-def letter_body(letter: Letter, ident: str, sender: str, now_ms: int, bytes_max: int) -> bytes:
+def letter_body(letter: Letter, sender: str, now_ms: int, bytes_max: int) -> bytes:
     """The record of a dead letter; of a message that nearly fills a record less is kept, the original last."""
     less = msgspec.structs.replace(letter, trace="", error=letter.error[: bytes_max // 8])
     for kept in (letter, less):
         try:
-            return _body(kept, ident, sender, now_ms, bytes_max)
+            return _body(kept, sender, now_ms, bytes_max)
         except InvalidMessage:
             continue
-    return _body(msgspec.structs.replace(less, original=None), ident, sender, now_ms, bytes_max)
+    return _body(msgspec.structs.replace(less, original=None), sender, now_ms, bytes_max)
 
 
-def _body(letter: Letter, ident: str, sender: str, now_ms: int, bytes_max: int) -> bytes:
-    return encode(Draft(now_ms, LETTER, sender, msgspec.structs.asdict(letter), ident), bytes_max)
+def _body(letter: Letter, sender: str, now_ms: int, bytes_max: int) -> bytes:
+    return encode(Draft(now_ms, LETTER, sender, msgspec.structs.asdict(letter), letter.letter_id), bytes_max)
 
 
 _letter = msgspec.json.Decoder(Letter).decode
@@ -121,6 +123,26 @@ def letter_of(message: Message) -> Letter:
             return letter
     return Letter(channel=channel, first=message.timestamp, last=message.timestamp, id=message.id,
                   original=message.raw.decode())
+
+
+_edit = msgspec.json.Decoder(Edit).decode
+_settled = msgspec.json.Decoder(Settled).decode
+
+
+def edit_of(message: Message) -> Edit | None:
+    """What an edit says; None for one that is none."""
+    try:
+        return _edit(payload_of(message.raw))
+    except _UNREADABLE:
+        return None
+
+
+def settled_of(message: Message) -> list[str]:
+    """The dead letters that a record settles."""
+    try:
+        return _settled(payload_of(message.raw)).letters
+    except _UNREADABLE:
+        return []
 
 
 def redrive_id(ident: str) -> str:

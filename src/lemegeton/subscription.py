@@ -6,11 +6,13 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal
 
 from lemegeton.delivery import Delivery
+from lemegeton.errors import NameTaken
 from lemegeton.events import Observer
 from lemegeton.handling import Handler, Handling
 from lemegeton.lane import Lane
@@ -22,6 +24,8 @@ from lemegeton.stats import Running, SubscriptionStats
 Start = Literal["new", "earliest"]
 UserHandler = Callable[[Message], Awaitable[Any]] | Callable[[Message], Any]
 EPHEMERAL = "(ephemeral)"
+NAME_TRIES = 5
+NAME_PAUSE_S = 0.02
 
 
 class Subscription:
@@ -39,7 +43,7 @@ class Subscription:
         self._handling = Handling(
             site.log, asynchronous(handler, site.threads), self._memory.window,
             Backoff(settings.retry_attempts, settings.retry_delay), observe, name=shown, sender=sender,
-            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes, reader=f"{shown}@{site.site_id}", turn=site.turn,
+            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes, site=site.site_id, turn=site.turn,
         )
         self._delivery = Delivery(
             site.log, self._memory.marks, self._handling, patterns, observe, name=shown, start=start,
@@ -97,6 +101,15 @@ class Subscription:
         name = self.name or EPHEMERAL
         return [Running(name, lane.channel, lane.origin, seq, round(seconds, 3))
                 for lane, seq, seconds in self._delivery.running()]
+
+
+async def named(make: Callable[[], Subscription]) -> Subscription:
+    """Make it; whoever only looks whether a name is held has it for a moment, so a refusal is asked again."""
+    for _ in range(NAME_TRIES - 1):
+        with suppress(NameTaken):
+            return make()
+        await asyncio.sleep(NAME_PAUSE_S)
+    return make()
 
 
 def asynchronous(handler: UserHandler, threads: Callable[[], ThreadPoolExecutor]) -> Handler:
