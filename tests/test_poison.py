@@ -20,6 +20,7 @@ from lemegeton.checkpoint import GROW_ROWS, VolatileMarks, settled_at
 from lemegeton.errors import LogError
 from lemegeton.events import DeadLettered
 from lemegeton.handling import TURN_WAIT_S, Handling, LanePlace, Outcome
+from lemegeton.lane import made_id
 from lemegeton.message import Message
 from lemegeton.poison import LIVES_MAX, Past, Turn, past_of, remember
 from lemegeton.segment import NUMBER_MAX
@@ -103,7 +104,7 @@ async def test_a_record_that_ends_three_processes_is_a_dead_letter_before_the_fo
     assert await last.handle(record(1), record(2)) is Outcome.DONE
     assert [message.seq for message in last.got] == [2]
     (letter,) = await last.dead()
-    assert letter.id == "dl:sub:a~s~0.1.1:1"
+    assert letter.id == f"dl:sub:{made_id(LANE, 1)}"
     assert (letter.payload["reason"], letter.payload["attempts"], letter.payload["trace"]) == ("process died", 3, "")
     assert letter.payload["error"] == "3 processes ended while their handler had it"
     assert (letter.payload["first"], letter.payload["last"]) == (NOW_MS + 1, NOW_MS + 9)

@@ -244,8 +244,8 @@ class DeadLetters:
                                  "shows those there are")
         exact = [letter for letter in found if letter.id == ident] or found
         if len(exact) > 1:
-            raise InvalidMessage(f"dead letter {ident!r}: {len(exact)} have a message of this id; give the id of one of them: "
-                                 f"{', '.join(letter.id for letter in exact)}")
+            raise InvalidMessage(f"dead letter {ident!r}: {len(exact)} match; give the id of one of them, or its channel: "
+                                 f"{', '.join(f'{letter.id} ({letter.letter.channel})' for letter in exact)}")
         return exact[0]
 
     async def _open(self, which: Which) -> AsyncIterator[_Open]:

@@ -18,7 +18,7 @@ import msgspec
 from lemegeton.channels import DEAD_LETTER
 from lemegeton.codec import Draft, draft_of, encode, encode_raw, with_unknown_fields
 from lemegeton.errors import InvalidMessage
-from lemegeton.lane import Lane
+from lemegeton.lane import Lane, made_id
 from lemegeton.message import Message
 
 LETTER, EDITED, SETTLED = "dead_letter", "dead_letter_edited", "dead_letter_settled"
@@ -61,9 +61,11 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def letter_id(self) -> str:
-        """The id of the dead letter: one appended twice, by a process that was killed in between, is a copy."""
+        """The id of the dead letter: one appended twice, by a process that was killed in between, is a copy.
+
+        It names subscription, site and, as the ids that are made do, channel, origin and sequence."""
         reader = f"{self.subscription}@{self.site}" if self.site else self.subscription
-        return f"dl:{reader}:{self.origin}.{self.inc}.{self.priority}:{self.seq}"
+        return f"dl:{reader}:{made_id(self.lane, self.seq)}"
 
 
 class Edit(msgspec.Struct, frozen=True):

@@ -66,7 +66,7 @@ def pub(options: Options, /, channel: str, payload: str, text: bool, name: str, 
         if payload == "-":
             run(_publish_lines(options, bus, channel, text, fields))
         else:
-            run(_publish_one(options, bus, channel, _value(payload, text), fields))
+            run(_publish_one(options, bus, channel, value_of(payload, text), fields))
     except NotReached as error:
         raise NotReached(f"{error}{why}") from None
     if not bus.relayed:
@@ -74,7 +74,7 @@ def pub(options: Options, /, channel: str, payload: str, text: bool, name: str, 
             f"`lemegeton bridge`, reaches it{why}")
 
 
-def _value(payload: str | bytes, text: bool) -> Any:
+def value_of(payload: str | bytes, text: bool) -> Any:
     """The payload an argument or a line stands for."""
     if text:
         return payload.decode() if isinstance(payload, bytes) else payload
@@ -102,7 +102,7 @@ async def _publish_lines(options: Options, bus: MessageBus, channel: str, text: 
 
     async def publish(number: int, line: bytes) -> Receipt:
         try:
-            return await bus.publish(channel, _value(line, text), **fields)
+            return await bus.publish(channel, value_of(line, text), **fields)
         except (InvalidMessage, LogError, UnicodeDecodeError) as error:
             raise Ended(FAILED, f"line {number} of standard input: {error}") from None
 
