@@ -35,6 +35,7 @@ from lemegeton.checkpoint import (
 from lemegeton.errors import CheckpointFull, InvalidMessage, NameTaken
 from lemegeton.lane import Lane
 from lemegeton.osfs import OsFs
+from lemegeton.poison import Past, past_of, remember
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 
 HEADER = Header("worker", ("hub", "agent-*"), "boot-1", 1_700_000_000_000)
@@ -471,6 +472,32 @@ def test_growth_that_fails_keeps_what_there_is_and_works_later(fake: FakeFs, op:
     assert [load(checkpoint, lane(n)) for n in range(GROW_ROWS)] == [(n, n) for n in range(GROW_ROWS)]
     checkpoint.add(LANE, 7)
     assert load(checkpoint, LANE) == (7, 7)
+    checkpoint.close()
+
+
+def test_a_row_that_is_used_again_has_no_past(marks: Marks) -> None:
+    row = marks.add(LANE, 7)
+    for n in range(1, GROW_ROWS):
+        marks.add(lane(n), n)
+    remember(marks.cells, row, 8, Past(3, 5, alone=True))
+    assert marks.lanes() == [LANE, *map(lane, range(1, GROW_ROWS))]
+    marks.drop(LANE)
+    assert marks.add(LONGEST, 7) == row
+    assert past_of(marks.cells, row, 8, False) == Past(0)
+
+
+def test_a_row_of_the_first_format_has_no_past(directory: str, path: str) -> None:
+    checkpoint = Checkpoint(OsFs(), directory, HEADER)
+    row = checkpoint.add(LANE, 7)
+    first_format = bytes(checkpoint.cells[row * 64 : row * 64 + 62])  # valid, settled, intent, length, crc, lane key
+    remember(checkpoint.cells, row, 8, Past(3, 5))
+    checkpoint.close()
+    with open(path, "r+b") as file:
+        file.seek(HEADER_BYTES + row * ROW_BYTES)
+        file.write(first_format + bytes(16))
+    checkpoint = Checkpoint(OsFs(), directory, HEADER)
+    assert checkpoint.find(LANE) == row
+    assert past_of(checkpoint.cells, row, 8, True) == Past(1)
     checkpoint.close()
 
 

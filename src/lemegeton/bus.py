@@ -31,6 +31,7 @@ from lemegeton.site import Site, open_site
 from lemegeton.stats import Stats
 from lemegeton.stream import Hand
 from lemegeton.subscription import Start, Subscription, UserHandler, named
+from lemegeton.typed import PLAIN, as_published
 from lemegeton.within import within
 
 Ack = Literal["local", "disk", "redis", "redis-disk", "handled"]
@@ -201,7 +202,8 @@ class MessageBus:
         """Store a message; once this returns every durable subscription of the channel settles it.
 
         ``ack="local"``: it survives SIGKILL of everything, not a power cut.  ``"disk"``: a power cut as well.
-        ``"handled"``: all known durable subscriptions have settled it.  ``ttl`` and ``timeout`` are seconds.
+        ``"handled"``: all known durable subscriptions have settled it.  ``ttl`` and ``timeout`` are seconds.  A payload that
+        is a msgspec Struct, a dataclass or a pydantic model says its class and version in the headers.
 
         `InvalidMessage` and `BusFull` and `DiskFull`: nothing was written.  `NotReached`: the level was not reached
         within ``timeout`` (None: no limit); the message is stored and still goes.  Cancelled after it was numbered, it
@@ -210,6 +212,8 @@ class MessageBus:
         site = self._opened if self._state == "running" else None
         if site is None:
             site = self._running()
+        if payload.__class__ not in PLAIN:
+            payload, headers = as_published(payload, headers)
         if (ack in AT_ONCE and id is None and to is None and ttl is None and correlation_id is None and reply_to is None
                 and headers is None and timeout is None):
             try:
@@ -286,7 +290,8 @@ class MessageBus:
         """Give every message of the channels to ``handler``, in order per sender; globs as in Redis.
 
         A message counts as settled when the handler returned; when it raises it comes again (``retry_attempts``,
-        ``retry_delay``) and then becomes a dead letter.  ``durable`` names a place that survives the process: it goes
+        ``retry_delay``) and then becomes a dead letter.  A handler whose first parameter is annotated with anything but
+        `Message` is given the payload, decoded to that.  ``durable`` names a place that survives the process: it goes
         on there, whatever ``start`` says; `NameTaken` if a live process holds it.  Every message published after this
         returned is delivered.
         """
