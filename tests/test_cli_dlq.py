@@ -152,3 +152,42 @@ async def test_the_other_site_is_looked_at_through_redis(
         assert (letter["payload"], letter["site"]) == (1, far.site.site_id)
         assert await program("drop", letter["id"]) == {"dropped": letter["id"]}
         await dead(far, 0)
+
+
+def test_a_redis_that_is_away_is_said_and_this_site_shown(
+    letters: dict[Any, str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    monkeypatch.setenv("LEMEGETON_REDIS_URL", f"unix://{tmp_path}/nobody.sock")
+    monkeypatch.setenv("LEMEGETON_LOCAL_REDIS", "off")
+    code, out, err = run.raw("dlq", "list")
+    assert (code, payloads([json.loads(line) for line in out.splitlines()])) == (0, [1, 2, 3])
+    assert re.fullmatch("lemegeton: the shared Redis does not answer: this is only what the site itself has: .+\n", err)
+    code, out, err = run.raw("dlq", "drop", letters[1])
+    assert (code, json.loads(out)) == (0, {"dropped": letters[1]})
+    assert re.fullmatch("lemegeton: the shared Redis was not reached; it is kept and goes .+\n", err)
+
+
+async def test_a_redrive_that_is_killed_on_the_way_and_begun_again_delivers_each_once(home: Path) -> None:  # noqa: F811
+    count = 400
+    async with MessageBus("worker", home=str(home), retry_attempts=1) as bus:
+        handler = Fragile(*range(count))
+        await bus.subscribe("c", handler, durable="work")
+        for n in range(count):
+            await bus.publish("c", n)
+        await dead(bus, count)
+        handler.bad.clear()
+        codes = []
+        for killed_at in (1, count // 3, 2 * count // 3, 2 * count):
+            process = await asyncio.create_subprocess_exec(
+                *PROGRAM, "--home", str(home), "dlq", "redrive", "--all", stdout=PIPE, stderr=PIPE)
+            while process.returncode is None and len(handler.got) < killed_at:
+                await asyncio.sleep(0.001)
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+            codes.append(process.returncode)
+        assert codes[-1] == 0
+        await bus.publish("c", "end")
+        await until(lambda: "end" in handler.payloads)
+        assert sorted(handler.payloads, key=str) == sorted([*range(count), "end"], key=str)
+        assert await bus.dead_letters.find() == []

@@ -17,6 +17,7 @@ from lemegeton.cli.output import FAILED, Ended, Options, printable, run, say, se
 from lemegeton.cli.survey import open_existing
 from lemegeton.deadletters import LIMIT_MAX, DeadLetter, DeadLetters, Redriven
 from lemegeton.message import Receipt
+from lemegeton.site import FileSite
 
 SENDER = "cli-dlq"
 KEPT_SHOWN = 3
@@ -50,7 +51,12 @@ async def _looking(options: Options) -> AsyncIterator[DeadLetters]:
             return
     finally:
         await site.aclose()
-    async with MessageBus(SENDER, home=options.home) as bus:
+    bus = MessageBus(SENDER, home=options.home)
+    why = Why(bus)
+    async with bus:
+        assert isinstance(bus.site, FileSite), "a bus without a given site has a home on disk"
+        if bus.site.redis is not None and not bus.site.redis.link.up:
+            say(f"the shared Redis does not answer: this is only what the site itself has{why}")
         yield bus.dead_letters
 
 
