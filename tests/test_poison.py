@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lemegeton import MessageBus
@@ -299,6 +299,73 @@ async def test_what_expires_while_its_dead_letter_cannot_be_stored_takes_no_othe
     rig.now_ms += 10
     assert await rig.handle(record(1, ttl=5), record(2)) is Outcome.DONE
     assert (rig.handling.counts.expired, rig.handling.counts.handled, rig.handling.counts.dead) == (1, 1, 0)
+
+
+class Crowd:
+    """Lanes of one subscription whose processes are killed by the one record that is poison."""
+
+    def __init__(self, attempts: int, turns: list[int]) -> None:
+        self.attempts = attempts
+        self.turns = turns
+        """How long the handler of each lane's record takes; the first one is the poison."""
+        self.marks = VolatileMarks()
+        self.lanes = [LANE._replace(origin=f"o{n}~s~0") for n in range(len(turns))]
+        self.places = [LanePlace(lane, self.marks.add(lane, 0), 1, 0) for lane in self.lanes]
+        self.begun = 0
+        self.handled: list[str] = []
+        self.events: list[Any] = []
+        self.log = Rig().log
+
+    async def live(self, order: list[int]) -> bool:
+        """One process; true if it comes to the end of every lane."""
+        killed = asyncio.Event()
+
+        async def handler(message: Message) -> None:
+            at = [lane.origin for lane in self.lanes].index(message.origin)
+            for _ in range(self.turns[at]):
+                await asyncio.sleep(0)
+            if at == 0:
+                self.begun += 1
+                killed.set()
+                await for_ever(message)
+            self.handled.append(message.origin)
+
+        rig = Rig(handler, attempts=self.attempts)
+        rig.handling._log, rig.handling._observe = self.log, self.events.append
+        self.places = [begin(place, self.marks) for place in self.places]
+        tasks = [asyncio.create_task(self.drain(rig.handling, self.places[at])) for at in order]
+        ended = asyncio.gather(*tasks)
+        while not ended.done() and not killed.is_set():
+            await asyncio.sleep(0)
+        cells = bytes(self.marks.cells)
+        rig.handling.stopping = True
+        ended.cancel()
+        await asyncio.wait(tasks)
+        self.marks.cells[:] = memoryview(cells).cast("Q")
+        return not killed.is_set()
+
+    async def drain(self, handling: Handling, place: LanePlace) -> None:
+        while place.next == 1 and await handling.handle(place, [record(1, lane=place.lane)], self.marks) is Outcome.LATER:
+            await asyncio.sleep(0)
+
+
+@given(st.integers(1, 5), st.lists(st.integers(0, 4), min_size=1, max_size=6), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_beside_it_the_poison_is_found_and_nothing_else_is(attempts: int, turns: list[int], rng: Any) -> None:
+    crowd = Crowd(attempts, turns)
+
+    async def test() -> None:
+        for _ in range(50):
+            order = list(range(len(turns)))
+            rng.shuffle(order)
+            if await crowd.live(order):
+                return
+        raise AssertionError("it comes for ever")
+
+    asyncio.run(test())
+    assert [(event.lane, event.attempts) for event in crowd.events] == [(crowd.lanes[0], crowd.begun)]
+    assert crowd.begun == max(3, attempts)
+    assert set(crowd.handled) == {lane.origin for lane in crowd.lanes[1:]}
 
 
 # ------------------------------------------------------------------------------------------------ real processes
