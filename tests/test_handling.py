@@ -551,3 +551,20 @@ async def test_a_message_that_its_handler_rejects_is_a_dead_letter_at_once() -> 
     assert await rig.handle(record(1), record(2), record(3)) is Outcome.DONE
     assert [(d.payload["reason"], d.payload["error"], d.payload["attempts"]) for d in await rig.dead()] == [
         ("too old", "Rejected: not 1", 1), ("rejected", "Rejected: not 2", 1)]
+
+
+@in_virtual_time
+async def test_a_dead_letter_is_part_of_the_trace_of_its_message() -> None:
+    rig = Rig(failing("bad"), attempts=1)
+    headers = {"traceparent": "00-1-2-01", "tracestate": "k=v", "other": "x"}
+    await rig.handle(record(1, "bad", headers=headers), record(2, "bad", headers={"traceparent": "t" * 9000}))
+    (first, second) = await rig.dead()
+    assert (first.headers, len(second.headers["traceparent"])) == ({"traceparent": "00-1-2-01", "tracestate": "k=v"}, 9000)
+
+
+@in_virtual_time
+async def test_a_dead_letter_fits_though_what_it_is_a_part_of_does_not() -> None:
+    rig = Rig(failing("bad"), attempts=1, bytes_max=700)
+    await rig.handle(record(1, "bad", headers={"traceparent": "t" * 900}))
+    (letter,) = await rig.dead()
+    assert (letter.headers, letter.payload["error"], letter.payload["original"]) == ({}, "", None)

@@ -50,7 +50,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
     ``id`` names the dead letter, ``message_id`` the message it was; ``site`` is that of the subscription.  ``attempts``
     counts every call of the handler; ``first`` and ``last`` are Unix ms of when the first and the last of them was seen to
-    have gone wrong.  ``payload`` is what `DeadLetters.redrive` publishes: that of the original, unless it was ``edited``.
+    have gone wrong, ``trace`` is the traceback of the last, ``traceparent`` names the trace that the message is a part of.
+    ``payload`` is what `DeadLetters.redrive` publishes: that of the original, unless it was ``edited``.
     ``original`` is None where the message was so large that it stayed in its log and is not there any more.
     """
 
@@ -61,6 +62,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     error: str
     trace: str
+    traceparent: str
     attempts: int
     first: int
     last: int
@@ -101,6 +103,7 @@ class _Open:
 
     id: str
     letter: Letter
+    traceparent: str
     edit: Edit | None
 
 
@@ -265,7 +268,7 @@ class DeadLetters:
             if message.type in (EDITED, SETTLED) or message.id in over or message.timestamp < oldest_ms:
                 continue
             over.add(message.id)  # a copy of it is none
-            yield _Open(message.id, letter_of(message), edits.get(message.id))
+            yield _Open(message.id, letter_of(message), message.headers.get("traceparent", ""), edits.get(message.id))
 
     async def _said(self, channel: str) -> tuple[set[str], dict[str, Edit]]:
         """What was settled, and the newest edits."""
@@ -297,8 +300,8 @@ class DeadLetters:
         payload = message.payload if message is not None else None
         return DeadLetter(
             id=found.id, channel=letter.channel, subscription=letter.subscription, site=letter.site, reason=letter.reason,
-            error=letter.error, trace=letter.trace, attempts=letter.attempts, first=letter.first, last=letter.last,
-            message_id=letter.id, edited=found.edit is not None, original=message,
+            error=letter.error, trace=letter.trace, traceparent=found.traceparent, attempts=letter.attempts,
+            first=letter.first, last=letter.last, message_id=letter.id, edited=found.edit is not None, original=message,
             payload=payload if found.edit is None else decode_json(bytes(found.edit.payload)))
 
 

@@ -382,4 +382,4 @@ class Handling:
             trace=place.trace, attempts=place.past.lives + place.attempt, first=place.failed_ms or now_ms, last=now_ms,
             id=message.id, origin=lane.origin, inc=lane.inc, priority=lane.priority, seq=message.seq,
             original=message.raw.decode())
-        return letter_body(letter, self._sender, now_ms, self._bytes_max)
+        return letter_body(letter, message.headers, self._sender, now_ms, self._bytes_max)

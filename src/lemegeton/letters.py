@@ -12,8 +12,10 @@ Whatever else some program publishes there counts as a dead letter that nothing 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import msgspec
+from msgspec.structs import asdict
 
 from lemegeton.channels import DEAD_LETTER
 from lemegeton.codec import Draft, draft_of, encode, encode_raw, with_unknown_fields
@@ -29,6 +31,8 @@ REDRIVEN, DROPPED = "redriven", "dropped"
 FROM_HEADER = "redriven-from"
 """The header of a message that was published again: the id of the dead letter it was."""
 TRACE_CHARS = 8000
+TRACE_HEADERS = ("traceparent", "tracestate")
+"""Those of the W3C: whoever follows a trace finds what became of its message."""
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,19 +86,21 @@ class Settled(msgspec.Struct, frozen=True):
     how: str
 
 
-def letter_body(letter: Letter, sender: str, now_ms: int, bytes_max: int) -> bytes:
-    """The record of a dead letter; of a message that nearly fills a record less is kept, the original last."""
+def letter_body(letter: Letter, headers: dict[str, str], sender: str, now_ms: int, bytes_max: int) -> bytes:
+    """The record of a dead letter, with those of the message's headers that say of which trace it is a part.
+
+    Of a message that nearly fills a record less is kept, the original last of all."""
+    traced = {name: headers[name] for name in TRACE_HEADERS if name in headers}
     less = msgspec.structs.replace(letter, trace="", error=letter.error[: bytes_max // 8])
-    for kept in (letter, less):
-        try:
-            return _body(kept, sender, now_ms, bytes_max)
-        except InvalidMessage:
-            continue
-    return _body(msgspec.structs.replace(less, original=None), sender, now_ms, bytes_max)
+    for kept in (letter, less, msgspec.structs.replace(less, original=None)):
+        with suppress(InvalidMessage):
+            return encode(Draft(now_ms, LETTER, sender, asdict(kept), letter.letter_id, headers=traced or None), bytes_max)
+    return encode(Draft(now_ms, LETTER, sender, asdict(least_of(letter)), letter.letter_id), bytes_max)
 
 
-def _body(letter: Letter, sender: str, now_ms: int, bytes_max: int) -> bytes:
-    return encode(Draft(now_ms, LETTER, sender, msgspec.structs.asdict(letter), letter.letter_id), bytes_max)
+def least_of(letter: Letter) -> Letter:
+    """What is kept where hardly anything fits."""
+    return msgspec.structs.replace(letter, trace="", error="", original=None)
 
 
 _letter = msgspec.json.Decoder(Letter).decode

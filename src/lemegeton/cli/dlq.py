@@ -112,7 +112,7 @@ def show(options: Options, ident: str) -> None:
     """Show everything about the dead letter ID (its own id, or that of its message)."""
     letter = run(_get(options, ident))
     original = None if letter.original is None else letter.original.raw
-    facts = {**_facts(letter), "trace": letter.trace}
+    facts = {**_facts(letter), "traceparent": letter.traceparent, "trace": letter.trace}
     if options.wants_json:
         options.show({**facts, "original": None if original is None else json.loads(original)}, "")
         return
