@@ -105,12 +105,16 @@ async def unknown(order: Unknown) -> None: ...
 async def of_plain(order: Plain) -> None: ...
 async def of_plains(orders: dict[str, list[Plain]]) -> None: ...
 async def of_number(order: 5) -> None: ...  # type: ignore[valid-type]
+async def of_three(order: Order, message: Message, session: Plain) -> None: ...
+async def of_two(order: Order, session: Plain) -> None: ...
 
 
 @pytest.mark.parametrize(("handler", "said"), [
     (unknown, "handler unknown: its parameter is annotated with 'Unknown', which cannot be found; define that at the"),
     (of_plain, "no payload can be decoded to Plain: Plain is none of msgspec.Struct, dataclass, TypedDict"),
     (of_plains, r"to dict\[str, list\[test_typed.Plain\]\]: Plain is none of"), (of_number, "no payload can be decoded to 5: "),
+    (of_two, "handler of_two: nothing is known to give to its parameter 'session'; it gets the payload and"),
+    (of_three, "'session'"),
 ])
 def test_a_type_that_no_payload_can_be_is_refused(handler: Callable[..., Any], said: str) -> None:
     with pytest.raises(InvalidMessage, match=said):
@@ -158,6 +162,19 @@ async def test_methods_objects_and_partials_are_looked_at() -> None:
     await decoding(taker.method)(message_of({"text": "t"}))
     decoding(partial(taker.of, 7))(message_of({"x": 1}))
     assert taker.got == [Order(1, [Item("a")]), ({"text": "t"}, "me"), (7, Point(1.0))]
+
+
+async def test_a_second_parameter_is_the_message_if_it_can_only_be_that() -> None:
+    async def of(order, second=5, *, third=7):  # type: ignore[no-untyped-def]
+        return second, third
+
+    of.__annotations__ = {"order": Order}
+    message = message_of({"id": 1})
+    assert await decoding(of)(message) == (5, 7)
+    of.__annotations__ = {"order": Order, "second": Message}
+    assert await decoding(of)(message) == (message, 7)
+    of.__defaults__, of.__annotations__ = None, {"order": Order}
+    assert await decoding(of)(message) == (message, 7)
 
 
 @given(st.integers(), st.lists(st.builds(Item, st.text(), st.integers(-(2**53), 2**53))))

@@ -50,14 +50,20 @@ def decoding(handler: Callable[..., Any]) -> Callable[[Message], Any]:
 def takes(handler: Callable[..., Any]) -> Callable[[Message], tuple[Any, ...]] | None:
     """What turns a message into the arguments of a handler; None if it takes the message itself.
 
-    The decoded payload comes first, then the message, if there is a second parameter that is annotated with `Message`.
-    `InvalidMessage` for a type that no payload can be decoded to."""
-    kinds = _annotations(handler)
-    if not kinds or _is_message(kinds[0]):
+    The decoded payload comes first, then the message, if there is a second parameter that takes one: annotated with `Message`,
+    or with nothing and without a default.  `InvalidMessage` for a type that no payload can be decoded to, and for parameters
+    that would get nothing."""
+    parameters = _parameters(handler)
+    if not parameters or _is_message(parameters[0].annotation):
         return None
-    kind = kinds[0]
-    decode = _decoder(kind, handler)
-    with_message = len(kinds) > 1 and _is_message(kinds[1])
+    kind = parameters[0].annotation
+    where = f"handler {getattr(handler, '__qualname__', handler)!s:.80}"
+    decode = _decoder(kind, where)
+    with_message = len(parameters) > 1 and _is_second(parameters[1])
+    for left in parameters[1 + with_message :]:
+        if left.default is _EMPTY:
+            raise InvalidMessage(f"{where}: nothing is known to give to its parameter {left.name!r}; it gets the payload and, "
+                                 "annotated with Message, the message")
 
     def arguments(message: Message) -> tuple[Any, ...]:
         try:
@@ -69,15 +75,21 @@ def takes(handler: Callable[..., Any]) -> Callable[[Message], tuple[Any, ...]] |
     return arguments
 
 
-def _annotations(handler: Callable[..., Any]) -> list[Any]:
-    """The annotations of the parameters that are given by position; `_EMPTY` where there is none."""
+def _parameters(handler: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters that are given by position."""
     try:
         signature = inspect.signature(handler)
         with suppress(Exception):  # whatever it evaluates: it may be there for type checkers only, or inside of a function
             signature = inspect.signature(handler, eval_str=True)
     except (ValueError, TypeError):
         return []  # what is built in says nothing
-    return [each.annotation for each in signature.parameters.values() if each.kind in _POSITIONAL]
+    return [each for each in signature.parameters.values() if each.kind in _POSITIONAL]
+
+
+def _is_second(parameter: inspect.Parameter) -> bool:
+    if parameter.annotation is _EMPTY:
+        return parameter.default is _EMPTY
+    return _is_message(parameter.annotation)
 
 
 def _is_message(kind: Any) -> bool:
@@ -86,8 +98,7 @@ def _is_message(kind: Any) -> bool:
     return kind in (_EMPTY, Any, object, Message) or isinstance(kind, TypeVar) or Message in get_args(kind)
 
 
-def _decoder(kind: Any, handler: Callable[..., Any]) -> Callable[[Any], Any]:
-    where = f"handler {getattr(handler, '__qualname__', handler)!s:.80}"
+def _decoder(kind: Any, where: str) -> Callable[[Any], Any]:
     if isinstance(kind, str):
         raise InvalidMessage(f"{where}: its parameter is annotated with {kind!r:.80}, which cannot be found; define that at "
                              "the top of its module, outside of TYPE_CHECKING")
