@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -33,6 +34,26 @@ def test_every_record_of_every_lane_comes_with_its_channel_and_bytes() -> None:
         found = [message async for _, message in whole.records(one, "c")]
         assert [(message.payload, message.channel, message.raw != b"") for message in found] == [
             (1, "c", True), (2, "c", True), (3, "c", True)]
+
+    run(test())
+
+
+def test_others_have_a_turn_while_a_long_channel_is_read() -> None:
+    async def test() -> None:
+        log = MemoryLog()
+        await published(log, *range(3000))
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        assert await read(log) == list(range(3000))
+        task.cancel()
+        assert turns > 1
 
     run(test())
 

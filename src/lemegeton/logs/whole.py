@@ -58,6 +58,7 @@ async def _of_lane(log: Log, lane: Lane, until: float) -> AsyncIterator[Message]
                 yield message
         after = max([after, *(record.through for record in batch.records if isinstance(record, Marker))])
         if batch.records:
+            await asyncio.sleep(0)  # there may be a great many: whoever else has something to do has a turn between two batches
             continue
         if not log.is_near(lane) and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(AGAIN_S)  # it was asked for; whether it came shows only in reading again
