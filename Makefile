@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 NODE := .make/node
 EXACT := errors checksum message channels events config codec segment lane retry seams checkpoint window retention delivery crew \
-	handling backlog relay relaying resending sharing mode_rules answering replies requesting logs/redis_feed logs/redis_replica
+	handling poison letters backlog relay relaying resending sharing mode_rules answering replies requesting \
+	logs/redis_feed logs/redis_replica
 # Modules whose every line and branch a test runs: what is wrong in one of them loses messages.
 
 space := $(subst ,, )

@@ -35,6 +35,7 @@ from lemegeton.checkpoint import (
 from lemegeton.errors import CheckpointFull, InvalidMessage, NameTaken
 from lemegeton.lane import Lane
 from lemegeton.osfs import OsFs
+from lemegeton.poison import Past, past_of, remember
 from lemegeton.testing.fake_fs import FakeDisk, FakeFs
 
 HEADER = Header("worker", ("hub", "agent-*"), "boot-1", 1_700_000_000_000)
@@ -474,6 +475,32 @@ def test_growth_that_fails_keeps_what_there_is_and_works_later(fake: FakeFs, op:
     checkpoint.close()
 
 
+def test_a_row_that_is_used_again_has_no_past(marks: Marks) -> None:
+    row = marks.add(LANE, 7)
+    for n in range(1, GROW_ROWS):
+        marks.add(lane(n), n)
+    remember(marks.cells, row, 8, Past(3, 5, alone=True))
+    assert marks.lanes() == [LANE, *map(lane, range(1, GROW_ROWS))]
+    marks.drop(LANE)
+    assert marks.add(LONGEST, 7) == row
+    assert past_of(marks.cells, row, 8, False) == Past(0)
+
+
+def test_a_row_of_the_first_format_has_no_past(directory: str, path: str) -> None:
+    checkpoint = Checkpoint(OsFs(), directory, HEADER)
+    row = checkpoint.add(LANE, 7)
+    first_format = bytes(checkpoint.cells[row * 64 : row * 64 + 62])  # valid, settled, intent, length, crc, lane key
+    remember(checkpoint.cells, row, 8, Past(3, 5))
+    checkpoint.close()
+    with open(path, "r+b") as file:
+        file.seek(HEADER_BYTES + row * ROW_BYTES)
+        file.write(first_format + bytes(16))
+    checkpoint = Checkpoint(OsFs(), directory, HEADER)
+    assert checkpoint.find(LANE) == row
+    assert past_of(checkpoint.cells, row, 8, True) == Past(1)
+    checkpoint.close()
+
+
 def test_there_is_a_limit_of_lanes(directory: str) -> None:
     checkpoint = Checkpoint(OsFs(), directory, HEADER, rows_max=GROW_ROWS)
     for n in range(GROW_ROWS):
@@ -489,7 +516,7 @@ def test_a_lane_that_no_row_can_hold_is_refused_and_overwrites_nothing(directory
     checkpoint = Checkpoint(OsFs(), directory, HEADER)
     checkpoint.add(LANE, 7)
     checkpoint.add(LONGEST, 8)
-    with pytest.raises(CheckpointFull, match=r"\d+ bytes, at most 472 fit$"):
+    with pytest.raises(CheckpointFull, match=r"\d+ bytes, at most 456 fit$"):
         checkpoint.add(Lane("x" * 256, "o" * 230, 1, 1), 9)
     assert (load(checkpoint, LANE), load(checkpoint, LONGEST)) == ((7, 7), (8, 8))
     checkpoint.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -38,6 +39,29 @@ def test_the_example_of_the_page_of_requests_runs_as_it_stands(tmp_path: Path) -
     assert done.stdout.splitlines() == [
         "so far 0.0", "so far 0.3", "so far 0.7", "5 says bob", "invalid",
         "request to agent-nobody: no reply within 0.2 s; it may have been handled", "True"]
+
+
+def test_the_examples_of_the_page_of_handlers_run_as_they_stand(tmp_path: Path) -> None:
+    text = (ROOT / "docs/handlers.md").read_text()
+    example, lines = (re.search(rf"<!-- {kind}: .*?-->\n```\w*\n(.*?)```", text, re.S) for kind in ("example", "lines"))
+    assert example is not None
+    assert lines is not None
+    (tmp_path / "example.py").write_text(example[1])
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("LEMEGETON")}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+
+    def printed(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, env=environ, timeout=15).stdout
+
+    assert printed(sys.executable, "example.py") == (
+        "order 1 from shop, version 2\norder 3 from shop, version None\n"
+        "Rejected: Order: Expected `int`, got `str` - at `$.id`\n")
+    assert printed("lemegeton", "dlq", "list") == ""
+    printed("bash", "-c", "lemegeton pub dead-letter:orders '{\"id\": \"x\"}' --id ID; lemegeton pub dead-letter:orders 1")
+    shown = [json.loads(line) for line in printed("bash", "-ec", lines[1]).splitlines()]
+    assert [line.get("id") for line in shown[:2]] == ["ID", "ID"]
+    assert shown[1]["payload"] == {"id": 2}
+    assert (shown[2]["redriven"], shown[3:]) == ("ID", [{"redriven": 0, "kept": {}}, {"dropped": 1}])
 
 
 def block(kind: str) -> str:

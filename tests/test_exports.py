@@ -12,9 +12,11 @@ from lemegeton import errors
 
 PUBLIC = {
     "AssignmentFailed", "BaseAgent", "BusClosed", "BusFull", "CheckpointFull", "CoordinationMode",
-    "CoordinationModeManager", "DiskFull", "HomeRefused", "Hub", "InvalidMessage", "InvalidSetting", "LemegetonError",
+    "CoordinationModeManager", "DeadLetter", "DeadLetters", "DiskFull", "HomeRefused", "Hub", "InvalidMessage",
+    "InvalidSetting", "LemegetonError",
     "LogError", "Message", "MessageBus", "MessagePriority", "MessageType", "NameTaken", "NoAgent", "NoReply", "NotReached",
-    "PositionLost", "Receipt", "RedisLost", "RedisRefused", "RequestFailed", "Settings", "Stats", "Subscription", "__version__",
+    "PositionLost", "Receipt", "RedisLost", "RedisRefused", "Redriven", "Rejected", "RequestFailed", "Settings", "Stats",
+    "Subscription", "__version__",
     "events", "run",
 }
 

@@ -14,7 +14,7 @@ import pytest
 from lemegeton.channels import DEAD_LETTER
 from lemegeton.checkpoint import VolatileMarks, settled_at
 from lemegeton.codec import Draft, decode, encode
-from lemegeton.errors import LogError
+from lemegeton.errors import LogError, Rejected
 from lemegeton.events import CorruptRecord, DeadLettered, Event, Expired, Gap, HandlerFailed, LaneStalled
 from lemegeton.handling import DEAD_LETTER_RETRY_S, Handling, LanePlace, Outcome
 from lemegeton.lane import SPARSE, Lane, branch_id, made_id
@@ -407,11 +407,15 @@ async def test_a_dead_letter_says_what_failed_and_carries_the_original() -> None
     rig = Rig(failing("bad"), attempts=1)
     assert await rig.handle(record(1, "good"), record(2, "bad"), record(3, "good")) is Outcome.DONE
     (letter,) = await rig.dead()
-    assert letter.id == "dl:sub:a~s~0.1.1:2"
+    assert letter.id == f"dl:sub:{made_id(LANE, 2)}"
     assert (letter.type, letter.sender) == ("dead_letter", "me")
+    trace = letter.payload.pop("trace")
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert trace.endswith("in handler\n    raise ValueError(f\"cannot do {message.payload}\")\nValueError: cannot do bad\n")
     assert letter.payload == {
-        "channel": "c", "subscription": "sub", "reason": "handler failed", "error": "ValueError: cannot do bad",
-        "attempts": 1, "id": made_id(LANE, 2), "original": record(2, "bad").decode(),
+        "channel": "c", "subscription": "sub", "site": "", "reason": "handler failed", "error": "ValueError: cannot do bad",
+        "attempts": 1, "first": NOW_MS, "last": NOW_MS, "id": made_id(LANE, 2), "origin": "a~s~0", "inc": 1, "priority": 1,
+        "seq": 2, "original": record(2, "bad").decode(),
     }
     (event,) = rig.of(DeadLettered)
     assert (event.lane, event.seq, event.id, event.attempts) == (LANE, 2, made_id(LANE, 2), 1)
@@ -535,3 +539,32 @@ async def test_a_handler_that_cancels_its_own_task_has_failed_and_the_worker_liv
     rig = Rig(handler)
     assert await asyncio.create_task(rig.handle(record(1))) is Outcome.LATER
     assert len(rig.of(HandlerFailed)) == 1
+
+
+@in_virtual_time
+async def test_a_message_that_its_handler_rejects_is_a_dead_letter_at_once() -> None:
+    async def handler(message: Message) -> None:
+        if message.seq < 3:
+            raise Rejected(f"not {message.payload}", **({"reason": "too old"} if message.seq == 1 else {}))
+
+    rig = Rig(handler)
+    assert await rig.handle(record(1), record(2), record(3)) is Outcome.DONE
+    assert [(d.payload["reason"], d.payload["error"], d.payload["attempts"]) for d in await rig.dead()] == [
+        ("too old", "Rejected: not 1", 1), ("rejected", "Rejected: not 2", 1)]
+
+
+@in_virtual_time
+async def test_a_dead_letter_is_part_of_the_trace_of_its_message() -> None:
+    rig = Rig(failing("bad"), attempts=1)
+    headers = {"traceparent": "00-1-2-01", "tracestate": "k=v", "other": "x"}
+    await rig.handle(record(1, "bad", headers=headers), record(2, "bad", headers={"traceparent": "t" * 9000}))
+    (first, second) = await rig.dead()
+    assert (first.headers, len(second.headers["traceparent"])) == ({"traceparent": "00-1-2-01", "tracestate": "k=v"}, 9000)
+
+
+@in_virtual_time
+async def test_a_dead_letter_fits_though_what_it_is_a_part_of_does_not() -> None:
+    rig = Rig(failing("bad"), attempts=1, bytes_max=700)
+    await rig.handle(record(1, "bad", headers={"traceparent": "t" * 900}))
+    (letter,) = await rig.dead()
+    assert (letter.headers, letter.payload["error"], letter.payload["original"]) == ({}, "", None)

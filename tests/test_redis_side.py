@@ -117,6 +117,15 @@ async def test_a_doorbell_brings_a_message_to_another_site_at_once(redis: RedisS
     assert a.bus.relayed
 
 
+async def test_the_history_of_another_site_is_as_it_is_now_though_nobody_listens(redis: RedisServer, tmp_path: Path) -> None:
+    async with site(tmp_path / "b", redis, "bob") as b:
+        await b.until_up()
+        for n in range(3):
+            async with site(tmp_path / "a", redis, f"alice-{n}") as a:
+                await send(a, n, ack="redis")
+            assert [message.payload for message in await b.bus.history("c")] == list(range(n + 1))
+
+
 async def test_what_came_while_a_reader_was_away_is_in_the_stream(redis: RedisServer, tmp_path: Path) -> None:
     got = Got()
     async with site(tmp_path / "a", redis) as a:

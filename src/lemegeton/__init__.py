@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lemegeton.agent import BaseAgent
     from lemegeton.bus import MessageBus
     from lemegeton.config import Settings
+    from lemegeton.deadletters import DeadLetter, DeadLetters, Redriven
     from lemegeton.errors import (
         AssignmentFailed,
         BusClosed,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         PositionLost,
         RedisLost,
         RedisRefused,
+        Rejected,
         RequestFailed,
     )
     from lemegeton.hub import Hub
@@ -49,10 +51,11 @@ _HOMES = {
     "agent": ("BaseAgent",),
     "bus": ("MessageBus",),
     "config": ("Settings",),
+    "deadletters": ("DeadLetter", "DeadLetters", "Redriven"),
     "errors": (
         "AssignmentFailed", "BusClosed", "BusFull", "CheckpointFull", "DiskFull", "HomeRefused", "InvalidMessage",
         "InvalidSetting", "LemegetonError", "LogError", "NameTaken", "NoAgent", "NoReply", "NotReached",
-        "PositionLost", "RedisLost", "RedisRefused", "RequestFailed",
+        "PositionLost", "RedisLost", "RedisRefused", "Rejected", "RequestFailed",
     ),
     "hub": ("Hub",),
     "loops": ("run",),
@@ -71,6 +74,8 @@ __all__ = [
     "CheckpointFull",
     "CoordinationMode",
     "CoordinationModeManager",
+    "DeadLetter",
+    "DeadLetters",
     "DiskFull",
     "HomeRefused",
     "Hub",
@@ -90,6 +95,8 @@ __all__ = [
     "Receipt",
     "RedisLost",
     "RedisRefused",
+    "Redriven",
+    "Rejected",
     "RequestFailed",
     "Settings",
     "Stats",

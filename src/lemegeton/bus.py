@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
 from lemegeton.codec import Draft, check_draft, encode_payload, fill, form_of, ttl_ms
+from lemegeton.deadletters import DeadLetters
 from lemegeton.errors import BusClosed, InvalidMessage
 from lemegeton.events import BusBroken, Event
 from lemegeton.handled import Ack, reach
@@ -30,6 +31,7 @@ from lemegeton.site import Site, open_site
 from lemegeton.stats import Stats
 from lemegeton.stream import Hand
 from lemegeton.subscription import Start, Subscription, UserHandler, take_name
+from lemegeton.typed import PLAIN, as_published
 
 if TYPE_CHECKING:  # only who answers or asks pays for loading what that takes
     from lemegeton.answering import Answers
@@ -204,7 +206,8 @@ class MessageBus:
         """Store a message; once this returns every durable subscription of the channel settles it.
 
         ``ack="local"``: it survives SIGKILL of everything, not a power cut.  ``"disk"``: a power cut as well.
-        ``"handled"``: all known durable subscriptions have settled it.  ``ttl`` and ``timeout`` are seconds.
+        ``"handled"``: all known durable subscriptions have settled it.  ``ttl`` and ``timeout`` are seconds.  A payload that
+        is a msgspec Struct, a dataclass or a pydantic model says its class and version in the headers.
 
         `InvalidMessage` and `BusFull` and `DiskFull`: nothing was written.  `NotReached`: the level was not reached
         within ``timeout`` (None: no limit); the message is stored and still goes.  Cancelled after it was numbered, it
@@ -213,6 +216,8 @@ class MessageBus:
         site = self._opened if self._state == "running" else None
         if site is None:
             site = self._running(or_leaving=True)
+        if payload.__class__ not in PLAIN:
+            payload, headers = as_published(payload, headers)
         if (ack in AT_ONCE and id is None and to is None and ttl is None and correlation_id is None and reply_to is None
                 and headers is None and timeout is None):
             try:
@@ -288,7 +293,8 @@ class MessageBus:
         """Give every message of the channels to ``handler``, in order per sender; globs as in Redis.
 
         A message counts as settled when the handler returned; when it raises it comes again (``retry_attempts``,
-        ``retry_delay``) and then becomes a dead letter.  ``durable`` names a place that survives the process: it goes
+        ``retry_delay``) and then becomes a dead letter.  A handler whose first parameter is annotated with anything but
+        `Message` is given the payload, decoded to that.  ``durable`` names a place that survives the process: it goes
         on there, whatever ``start`` says; `NameTaken` if a live process holds it.  Every message published after this
         returned is delivered.
         """
@@ -360,6 +366,11 @@ class MessageBus:
     async def history(self, channel: str, count: int = 100) -> list[Message]:
         """The last ``count`` messages of a channel that are still there, oldest first, by the senders' stamps."""
         return await newest(self._running().log, check_channel(channel), count)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What no handler could take: to look at, edit, publish again or drop."""
+        return DeadLetters(self._running(), self.name)
 
     @property
     def mode(self) -> CoordinationMode:

@@ -4,14 +4,14 @@
 
     cursors/{subscription}          mapped by its holder, read by everybody
     ├── page 0..3   header          magic, boot id, seen (Unix ms), patterns, each with its checksum
-    └── row 0, 1 …  512 bytes each  ┌ valid ┬ settled ┬ intent ┬ length ┬ crc ┬ lane key ……… ┐
-                                     8       8         8        8        8     472
+    └── row 0, 1 …  512 bytes each  ┌ valid ┬ settled ┬ intent ┬ length ┬ crc ┬ lane key ┬ since ┬ lives ┐
+                                     8       8         8        8        8     456        8       8
 
 ``intent`` is stored before the handler is called and ``settled`` after it returned: each is one aligned 8-byte store
 into the mapping, so it is in the page cache when the next instruction runs (a `struct.pack_into` would write byte by
 byte).  A record with intent but not settled may have been handled: it is delivered again, as redelivered.  A row
-becomes valid by its last store.  Room is allocated before it is mapped, because a store into a hole of a full disk is
-a SIGBUS.
+becomes valid by its last store; ``since`` and ``lives`` are those of `poison`.  Room is allocated before it is mapped,
+because a store into a hole of a full disk is a SIGBUS.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GROW_ROWS = 64
 ROWS_MAX = 200_000
 _WORDS = ROW_BYTES // 8
 _VALID, _SETTLED, _INTENT, _LENGTH, _CRC, _KEY = 0, 1, 2, 3, 4, 5
-_KEY_BYTES = ROW_BYTES - 8 * _KEY
+_KEY_BYTES = ROW_BYTES - 8 * _KEY - 16
 _VALID_MARK = 0x4C454D45
 LOCK_SUFFIX = ".lock"
 IDS_SUFFIX = ".ids"
@@ -74,6 +74,11 @@ def settled_at(row: int) -> int:
     return row * _WORDS + _SETTLED
 
 
+def lives_at(row: int) -> int:
+    """The word in ``cells`` that counts the processes which had the next record of a row; ``since`` is the one before it."""
+    return row * _WORDS + _WORDS - 1
+
+
 class VolatileMarks:
     """The marks of an ephemeral subscription: the same words, in memory, gone with the process."""
 
@@ -90,6 +95,7 @@ class VolatileMarks:
             self._grow()
         row = self._free.pop()
         self.cells[settled_at(row)] = self.cells[settled_at(row) + 1] = settled
+        self.cells[lives_at(row)] = 0
         self._rows[lane] = row
         return row
 
@@ -297,6 +303,7 @@ def _write_row(cells: memoryview, row: int, key: bytes, settled: int) -> None:
     cells[at + _LENGTH] = len(key)
     cells[at + _CRC] = crc32(key)
     cells[at + _SETTLED] = cells[at + _INTENT] = settled
+    cells[lives_at(row)] = 0
     cells[at + _VALID] = _VALID_MARK
 
 
@@ -305,7 +312,7 @@ def _read_row(cells: memoryview, row: int) -> Lane | None:
     length = cells[at + _LENGTH]
     if cells[at + _VALID] != _VALID_MARK or not 0 < length <= _KEY_BYTES:
         return None
-    key = cells[at + _KEY : at + _WORDS].tobytes()[:length]
+    key = cells[at + _KEY : at + _KEY + _KEY_BYTES // 8].tobytes()[:length]
     if crc32(key) != cells[at + _CRC]:
         return None
     channel, origin, inc, priority = key.decode().split("\0")

@@ -150,8 +150,12 @@ def priority_of(value: object) -> int:
 
 def encode(draft: Draft, bytes_max: int) -> bytes:
     """The body of a draft whose fields passed `check_draft`; its payload is held to what `encode_payload` says."""
-    data = encode_payload(draft.payload, bytes_max)
-    body = _to_json(msgspec.structs.replace(draft, payload=msgspec.Raw(data)), "message")
+    return encode_raw(draft, encode_payload(draft.payload, bytes_max), bytes_max)
+
+
+def encode_raw(draft: Draft, payload: bytes, bytes_max: int) -> bytes:
+    """The body of a draft with a payload that is JSON already, and was accepted once; it stays what it is, byte for byte."""
+    body = _to_json(msgspec.structs.replace(draft, payload=msgspec.Raw(payload)), "message")
     _check_size(len(body), bytes_max)
     return body
 

@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     delete_processed_messages: bool = False
     """True: a settled segment goes at once instead of by `disk_budget`."""
     retry_attempts: int = 3
-    """How often a handler gets a message in all before it becomes a dead letter."""
+    """How often a handler gets a message in all before it becomes a dead letter; processes that ended meanwhile count."""
     retry_delay: float = 1.0
     """The wait before the second attempt; it doubles with each further one, up to a minute."""
     disk_budget: int = 10 * MIB

@@ -170,7 +170,8 @@ class Delivery:
         settled, intent = cells[settled_at(row)], cells[settled_at(row) + 1] % DOUBT
         flagged = max(intent, span.last if span is not None and doubtful else 0)
         cells[settled_at(row) + 1] = flagged  # kept: this process may die before it comes to the last of them
-        return LanePlace(lane, row, settled + 1, flagged)
+        begun = settled + 1 if intent == settled + 1 and not doubtful else 0
+        return LanePlace(lane, row, settled + 1, flagged, begun)
 
     def _first_settled(self, span: Span, start: str, known: bool) -> int:
         """What counts as settled of a lane that has no mark yet."""
@@ -328,6 +329,9 @@ class Delivery:
         for silence in self._silences:
             silence()
         await self._crew.stop(timeout_s)
+        for chain in self._chains.values():
+            for place in tuple(chain.lanes)[:1]:
+                self._handling.forgive(place, self._marks)
 
     def caught_up(self, lanes: dict[Lane, int]) -> bool:
         """True if every given lane is settled up to its given sequence."""

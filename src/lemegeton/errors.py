@@ -16,6 +16,7 @@
     ├── NotReached          the message is stored and still goes, the asked level was not reached in time
     ├── NoReply             nobody replied to a request in time
     ├── RequestFailed       whoever handles a request says that it failed; carries its category
+    ├── Rejected            raised by a handler: the message becomes a dead letter without another attempt
     ├── NoAgent             nobody can take this assignment
     └── AssignmentFailed    an assignment ended without a result; carries its category
 
@@ -117,6 +118,16 @@ class RequestFailed(LemegetonError):
         super().__init__(text)
         self.category = category
         self.payload = payload
+
+
+class Rejected(LemegetonError):
+    """A handler raises it: no attempt at this message can succeed, so it becomes a dead letter at once.
+
+    ``reason`` is what the dead letter is found by, the text says more."""
+
+    def __init__(self, text: str, *, reason: str = "rejected") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class NoAgent(LemegetonError):

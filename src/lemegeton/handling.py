@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ import msgspec
 
 from lemegeton.channels import DEAD_LETTER
 from lemegeton.checkpoint import Marks, settled_at
-from lemegeton.codec import Draft, decode, encode
-from lemegeton.errors import InvalidMessage, LemegetonError
+from lemegeton.codec import decode
+from lemegeton.errors import InvalidMessage, LemegetonError, Rejected
 from lemegeton.events import CorruptRecord, DeadLettered, Expired, Gap, HandlerFailed, LaneStalled, Observer
 from lemegeton.lane import BRANCH, SPARSE, Lane, lane_token
+from lemegeton.letters import HANDLER_FAILED, PROCESS_DIED, TRACE_CHARS, Letter, letter_body
 from lemegeton.logs.base import GONE, Cursor, Damage, Found, Log, Marker
 from lemegeton.message import Message
+from lemegeton.poison import Past, Turn, past_of, remember
 from lemegeton.retry import Backoff
 from lemegeton.window import IdWindow
 
@@ -32,7 +35,10 @@ IN_DOUBT = "\0"
 DEAD_LETTER_RETRY_S = 1.0
 COPY_WAIT_S = 0.02
 """How long a copy waits before it looks again whether its twin is settled."""
+TURN_WAIT_S = 0.1
+"""How long a message that may be poison waits before it looks again whether another one is through."""
 ERROR_CHARS = 2000
+NO_PAST = Past(0)
 _set = msgspec.structs.force_setattr
 
 
@@ -48,18 +54,29 @@ class Outcome(Enum):
 class LanePlace:
     """Where a subscription is in a lane: its row of marks, the next sequence, and how its next record stands.
 
-    Records up to ``flagged`` may have been handled by an earlier process."""
+    Records up to ``flagged`` may have been handled by an earlier process; ``begun`` is the one that left an intent."""
 
     lane: Lane
     row: int
     next: int
     flagged: int
+    begun: int = 0
     cursor: Cursor | None = None
     attempt: int = 1
     damaged: str = ""
     delay_s: float = 0.0
     failure: str = ""
     """Why the next record becomes a dead letter, once its attempts are used up."""
+
+    reason: str = HANDLER_FAILED
+    trace: str = ""
+    failed_ms: int = 0
+    """When the first failure of the next record was seen, by this process or an earlier one."""
+
+    tried: int = 0
+    """The record that came again and whose ``past`` this is."""
+
+    past: Past = NO_PAST
 
     made_prefix: str = ""
     sparse: bool = False
@@ -72,6 +89,7 @@ class LanePlace:
     def forget_trouble(self) -> None:
         """The next record begins with its first attempt, and nothing was damaged before it."""
         self.attempt, self.failure, self.damaged = 1, "", ""
+        self.reason, self.trace, self.failed_ms, self.tried, self.past = HANDLER_FAILED, "", 0, 0, NO_PAST
 
 
 @dataclass(slots=True)
@@ -93,7 +111,8 @@ class Handling:
 
     def __init__(
         self, log: Log, handler: Handler, window: IdWindow, backoff: Backoff, observe: Observer, *, name: str,
-        sender: str, wall_ms: Callable[[], int], bytes_max: int, answers: Answers | None = None
+        sender: str, wall_ms: Callable[[], int], bytes_max: int, site: str = "", turn: Turn | None = None,
+        answers: Answers | None = None
     ) -> None:
         self._log = log
         self._handler = handler
@@ -101,6 +120,8 @@ class Handling:
         self._backoff = backoff
         self._observe = observe
         self._name = name
+        self._site = site
+        self._turn = turn or Turn()
         self._sender = sender
         self._wall_ms = wall_ms
         self._bytes_max = bytes_max
@@ -132,19 +153,21 @@ class Handling:
             elif given and self._is_copy(place, message, marks):
                 self._window.save()
                 self.counts.copies += 1
+                place.forget_trouble()
             elif given and self._twin_in_hand(lane.channel, message.id):
                 place.delay_s = COPY_WAIT_S  # its twin is in the handler: what this one is shows when that returned
                 return Outcome.LATER
             else:
-                if seq > place.flagged:
-                    marks.cells[at + 1] = seq
                 _set(message, "channel", lane.channel)
                 _set(message, "raw", record)
-                outcome = await (self._deliver_given if given else self._deliver)(place, message)
-                if outcome is not Outcome.DONE:
-                    return outcome
-                if self.closed:  # the handler ignored its cancellation until the marks were let go
-                    return Outcome.STOPPED
+                deliver = self._deliver_given if given else self._deliver
+                if seq > place.flagged:
+                    marks.cells[at + 1] = seq
+                    outcome = await deliver(place, message)
+                else:
+                    outcome = await self._deliver_again(place, message, deliver, marks)
+                if outcome is not Outcome.DONE or self.closed:  # closed: it ignored its cancellation until marks were let go
+                    return Outcome.STOPPED if self.closed else outcome
             marks.cells[at] = seq
             place.next = seq + 1
             if place.attempt > 1 or place.damaged:
@@ -207,6 +230,7 @@ class Handling:
         self._observe(CorruptRecord(self._name, place.lane, place.next, cause))
 
     def _expire(self, place: LanePlace, message: Message, given: bool) -> None:
+        place.forget_trouble()
         if given and message.seq <= place.flagged:  # it may have been handled: one published again later is flagged
             self._window.add(IN_DOUBT + place.lane.channel, message.id, self._wall_ms())
         self.counts.expired += 1
@@ -240,6 +264,53 @@ class Handling:
             return True
         self._window.reserve()
         return False
+
+    # ------------------------------------------------------------------------------------------ what came before
+
+    async def _deliver_again(
+        self, place: LanePlace, message: Message, deliver: Callable[[LanePlace, Message], Awaitable[Outcome]], marks: Marks
+    ) -> Outcome:
+        """Deliver what an earlier process may have begun, and count this one before it is given to the handler."""
+        if place.tried != message.seq:
+            self._recall(place, message.seq, marks)
+        if place.failure:
+            return await deliver(place, message)
+        alone = place.past.last_chance(self._backoff.attempts)
+        if alone and not self._turn.take():
+            place.forget_trouble()
+            place.delay_s = TURN_WAIT_S
+            return Outcome.LATER
+        try:
+            self._count(place, marks, 1, alone)
+            outcome = await deliver(place, message)
+            if outcome is Outcome.DONE:
+                place.forget_trouble()
+            else:
+                self._count(place, marks, 1)
+            return outcome
+        finally:
+            if alone:
+                self._turn.leave()
+
+    def _recall(self, place: LanePlace, seq: int, marks: Marks) -> None:
+        """What earlier processes had to do with this record; the failure, if the last of them tried it alone."""
+        past = past_of(marks.cells, place.row, seq, place.begun == seq)
+        since_ms = past.since_ms or self._wall_ms()
+        place.past, place.tried = replace(past, since_ms=since_ms), seq
+        place.failed_ms = since_ms if past.lives else 0
+        if past.alone:
+            place.reason, place.attempt = PROCESS_DIED, 0
+            place.failure = f"{past.lives} processes ended while their handler had it"
+
+    def _count(self, place: LanePlace, marks: Marks, more: int, alone: bool = False) -> None:
+        if not self.closed:
+            remember(marks.cells, place.row, place.next, replace(place.past, lives=place.past.lives + more, alone=alone))
+
+    def forgive(self, place: LanePlace, marks: Marks) -> None:
+        """This process ends in good order: that is no fault of the record that a handler had."""
+        begun = marks.cells[settled_at(place.row) + 1] == place.next > place.flagged
+        if (begun or place.tried == place.next) and not place.failure:
+            self._count(place, marks, 0)
 
     # ------------------------------------------------------------------------------------------ the handler
 
@@ -284,12 +355,15 @@ class Handling:
         text = f"{type(error).__name__}: {error}"[:ERROR_CHARS]
         self.counts.failed += 1
         self._observe(HandlerFailed(self._name, place.lane, message.seq, place.attempt, text))
-        delay_s = self._backoff.after(place.attempt)
+        place.failed_ms = place.failed_ms or self._wall_ms()
+        final = isinstance(error, Rejected)
+        delay_s = None if final else self._backoff.after(place.past.lives + place.attempt)
         if delay_s is not None:
             place.attempt += 1
             place.delay_s = delay_s
             return Outcome.LATER
-        place.failure = text
+        place.failure, place.reason = text, error.reason if isinstance(error, Rejected) else HANDLER_FAILED
+        place.trace = "".join(traceback.format_exception(error))[-TRACE_CHARS:]
         return await self._bury(place, message)
 
     async def _bury(self, place: LanePlace, message: Message) -> Outcome:
@@ -303,23 +377,18 @@ class Handling:
                 place.delay_s = DEAD_LETTER_RETRY_S
                 return Outcome.LATER
         self.counts.dead += 1
-        self._observe(DeadLettered(self._name, place.lane, message.seq, message.id, place.attempt, place.failure))
+        attempts = place.past.lives + place.attempt
+        self._observe(DeadLettered(self._name, place.lane, message.seq, message.id, attempts, place.failure))
         if message.reply_to is not None and self._answers is not None:
             await self._answers.failed(message, place.failure)
         place.forget_trouble()
         return Outcome.DONE
 
     def _dead_letter(self, place: LanePlace, message: Message) -> bytes:
-        lane = place.lane
-        ident = f"dl:{self._name}:{lane.origin}.{lane.inc}.{lane.priority}:{message.seq}"
-        payload = {
-            "channel": lane.channel, "subscription": self._name, "reason": "handler failed", "error": place.failure,
-            "attempts": place.attempt, "id": message.id, "original": message.raw.decode(),
-        }
-        draft = Draft(self._wall_ms(), "dead_letter", self._sender, payload, ident)
-        try:
-            return encode(draft, self._bytes_max)
-        except InvalidMessage:  # the original nearly fills a record by itself: it stays in its log, named by position
-            payload["original"] = None
-            payload["error"] = place.failure[: self._bytes_max // 8]
-            return encode(draft, self._bytes_max)
+        lane, now_ms = place.lane, self._wall_ms()
+        letter = Letter(
+            channel=lane.channel, subscription=self._name, site=self._site, reason=place.reason, error=place.failure,
+            trace=place.trace, attempts=place.past.lives + place.attempt, first=place.failed_ms or now_ms, last=now_ms,
+            id=message.id, origin=lane.origin, inc=lane.inc, priority=lane.priority, seq=message.seq,
+            original=message.raw.decode())
+        return letter_body(letter, message.headers, self._sender, now_ms, self._bytes_max)

@@ -29,6 +29,7 @@ from lemegeton.logs.file import FileLog
 from lemegeton.logs.janitor import Holders, Janitor
 from lemegeton.modes import CoordinationMode
 from lemegeton.osfs import os_runtime
+from lemegeton.poison import Turn
 from lemegeton.retention import Holder
 from lemegeton.seams import Runtime
 from lemegeton.window import IdWindow
@@ -71,9 +72,11 @@ class Site(Protocol):
     """See the module."""
 
     settings: Settings
+    site_id: str
     log: Log
     wall_ms: Callable[[], int]
     token: Callable[[int], str]
+    turn: Turn
 
     def remember(self, name: str | None, patterns: Sequence[str]) -> Memory: ...
     def holders(self) -> list[Holder]: ...
@@ -99,6 +102,8 @@ class FileSite:
     ) -> None:
         self.settings = settings
         self.home = home
+        self.site_id = home.site
+        self.turn = Turn()
         self.wall_ms = runtime.wall_ms
         self.token = runtime.token
         self._runtime = runtime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -20,12 +20,14 @@ from lemegeton.message import Message
 from lemegeton.retry import Backoff
 from lemegeton.site import Memory, Site
 from lemegeton.stats import Running, SubscriptionStats
+from lemegeton.typed import decoding, is_async
 
 if TYPE_CHECKING:
     from lemegeton.answering import Answers
 
 Start = Literal["new", "earliest"]
-UserHandler = Callable[[Message], Awaitable[Any]] | Callable[[Message], Any]
+UserHandler = Callable[[Any], Any] | Callable[[Any, Message], Any]
+"""``async`` or not; what it is given depends on the annotation of its first parameter, see `typed`."""
 EPHEMERAL = "(ephemeral)"
 NAME_TRIES = 5
 NAME_PAUSE_S = 0.02
@@ -46,11 +48,13 @@ class Subscription:
         self.name = name
         self.inner = inner
         self.patterns = tuple(patterns)
+        call = asynchronous(handler, site.threads)  # refused, if it is, before the name is taken
         self._memory: Memory = site.remember(name, patterns)
         self._handling = Handling(
-            site.log, asynchronous(handler, site.threads), self._memory.window,
+            site.log, call, self._memory.window,
             Backoff(settings.retry_attempts, settings.retry_delay), observe, name=shown, sender=sender,
-            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes, answers=answers,
+            wall_ms=site.wall_ms, bytes_max=settings.max_message_bytes, site=site.site_id, turn=site.turn,
+            answers=answers,
         )
         self._delivery = Delivery(
             site.log, self._memory.marks, self._handling, patterns, observe, name=shown, start=start,
@@ -121,13 +125,13 @@ async def take_name(make: Callable[[], Subscription]) -> Subscription:
 
 def asynchronous(handler: UserHandler, threads: Callable[[], ThreadPoolExecutor]) -> Handler:
     """The handler as a coroutine function: a synchronous one runs in a bounded pool of threads."""
-    call = getattr(handler, "__call__", None)  # noqa: B004  an object with an async __call__ is asynchronous
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call):
-        return handler
+    call = decoding(handler)
+    if is_async(call):
+        return call
 
     async def in_thread(message: Message) -> Any:
         loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(threads(), partial(copy_context().run, handler, message))
+        result = await loop.run_in_executor(threads(), partial(copy_context().run, call, message))
         return await result if inspect.isawaitable(result) else result
 
     return in_thread

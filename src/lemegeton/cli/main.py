@@ -31,6 +31,7 @@ VERBS = {
     "history": "looking",
     "status": "looking",
     "subs": "looking",
+    "dlq": "dlq",
     "bridge": "reaching",
     "mode": "modes",
     "hub": "hubs",

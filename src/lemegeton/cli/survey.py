@@ -10,6 +10,7 @@ from typing import Any
 
 from lemegeton.channels import DEAD_LETTER, compile_glob, encode_name
 from lemegeton.checkpoint import CheckpointView, checkpoint_names, forget, held
+from lemegeton.deadletters import DeadLetters
 from lemegeton.errors import HomeRefused, InvalidMessage, LemegetonError
 from lemegeton.home import check_own
 from lemegeton.lane import Lane
@@ -78,7 +79,8 @@ async def survey(site: FileSite, redis_answers: bool = False) -> Survey:
         mode=mode.value, records=sum(c.records for c in channels),
         bytes=sum(c.bytes for c in channels), channels=channels, subscriptions=places(site, spans),
         origins=_origins(site),
-        dead_letters={c.channel: c.records for c in channels if c.channel.startswith(DEAD_LETTER) and c.records})
+        dead_letters={DEAD_LETTER + channel: count
+                      for channel, count in sorted((await DeadLetters(site, "").counts()).items())})
 
 
 async def _spans(site: FileSite) -> dict[str, dict[Lane, Span]]:

@@ -298,10 +298,10 @@ class RedisLog:
         return sorted({name.decode("utf-8", "replace") for name in found} | self._feeds.keys())
 
     async def lanes(self, channel: str) -> Sequence[Lane]:
-        """What was seen last; a channel that was not looked at since the link came up is looked at now."""
+        """What was seen last; a channel that nobody listens to, or that is new since the link came up, is looked at now."""
         self._check_open()
         feed = self._feed(channel)
-        if not feed.seen and self._link.up:
+        if (not feed.seen or channel not in self._rings) and self._link.up:
             if not self._scan.dataset:
                 await self._identify()
             marks = await self._answer(self._link.call("HGETALL", self._keys.marks(channel)))

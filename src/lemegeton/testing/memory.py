@@ -23,6 +23,7 @@ from lemegeton.logs.base import Log, Position
 from lemegeton.logs.memory import MemoryLog, MemoryStore
 from lemegeton.modes import CoordinationMode
 from lemegeton.osfs import OsFs
+from lemegeton.poison import Turn
 from lemegeton.retention import NOBODY, Holder
 from lemegeton.site import Memory, Usage
 from lemegeton.window import IdWindow
@@ -92,6 +93,8 @@ class MemorySite:
     ) -> None:
         self._store = store if store is not None else MemoryStore()
         self.settings = load_settings(settings)
+        self.site_id = "memory"
+        self.turn = Turn()
         self.wall_ms = wall_ms
         self.token = token_hex
         self.log: Log = log or MemoryLog(name, self._store, bytes_max=self.settings.max_message_bytes)
