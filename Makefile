@@ -7,6 +7,7 @@ ROUNDS ?= 200
 PEERS ?= 1
 ONLY ?=
 SCHEDULES ?= 30
+WORKERS ?= 2
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 NODE := .make/node
@@ -39,7 +40,7 @@ check: $(MADE)
 
 test: $(MADE)
 	$(BIN)/coverage erase
-	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal --cov --cov-report=
 	$(BIN)/coverage report --fail-under=90 --skip-covered --skip-empty --include='src/lemegeton/*'
 	$(BIN)/coverage report --fail-under=100 --precision=2 --include='$(INCLUDE)'
 

@@ -178,7 +178,7 @@ async def test_durable_subscriptions_and_what_they_settled_are_told_and_ephemera
         assert field.decode() == f"d@{site_id}"
         assert json.loads(data)["patterns"] == ["c"]
         await b.bus.unsubscribe("c", forget=True)
-        await until(lambda: not redis.cli("EXISTS", "subscriptions"))
+        await until(lambda: [json.loads(told)["patterns"] for told in hash_of(redis, "subscriptions").values()] == [[]])
 
 
 async def test_what_a_redis_forgot_of_subscriptions_is_told_again(redis: RedisServer, tmp_path: Path) -> None:
@@ -251,6 +251,35 @@ async def test_the_home_keeps_what_the_redis_and_other_sites_said_last(redis: Re
         await until(lambda: path.exists() and decode_state(path.read_bytes()).accepted(lane) == 4)
         await until(lambda: [h.settled(lane) for h in decode_state(path.read_bytes()).as_holders()] == [4])
         assert not list(path.parent.glob("remote.json.*"))
+
+
+async def test_a_home_keeps_what_is_owed_to_a_site_that_was_away_when_the_redis_forgot_it(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    gate = Gate()
+    path = tmp_path / "a" / "redis" / "remote.json"
+
+    def holders() -> list[tuple[str, int]]:
+        return [(h.name.partition("@")[0], h.settled(lane)) for h in decode_state(path.read_bytes()).as_holders()]
+
+    async with site(tmp_path / "a", redis) as a:
+        await send(a, 0)
+        (lane,) = a.bus.site.redis._files.own_lanes()  # type: ignore[attr-defined]
+        async with site(tmp_path / "b", redis, "bob") as b:
+            await b.bus.subscribe("c", gate, durable="d")
+            gate.opened.set()
+            await send(a, 1)
+            await until(lambda: path.exists() and holders() == [("d", 2)])
+        redis.cli("FLUSHALL")
+        await until(lambda: redis.cli("HLEN", MARKS) == 1)
+        sweeps = path.stat().st_mtime_ns
+        await until(lambda: path.stat().st_mtime_ns > sweeps)
+        assert holders() == [("d", 2)]
+        async with site(tmp_path / "b", redis, "bob") as b:
+            await b.bus.subscribe("c", gate, durable="d")
+            await until(lambda: bool(redis.cli("HLEN", "subscriptions")))
+            await b.bus.unsubscribe("c", forget=True)
+            await until(lambda: not any(h.matches("c") for h in decode_state(path.read_bytes()).as_holders()))
 
 
 # ------------------------------------------------------------------------------------------------ markers

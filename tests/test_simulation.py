@@ -192,6 +192,7 @@ def test_a_poor_schedule_is_told() -> None:
     assert len(usual(Report(1))) == 3
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("mutant", FORK_MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutants_that_no_seed_can_meet_fail_the_tests_of_the_relay(mutant: mutants.Mutant, tmp_path: Path) -> None:
     mutants.plant((mutant.change,), str(tmp_path))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from lemegeton.checkpoint import VolatileMarks, held
 from lemegeton.config import Settings
 from lemegeton.errors import LogError, RedisRefused
 from lemegeton.events import Observer, RedisEvicts, RelayStalled, SubscriptionExpired
-from lemegeton.home import OWN_FILE, Home, replace_file
+from lemegeton.home import OWN_FILE, Home, read_file, replace_file
 from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
 from lemegeton.logs.janitor import Holders
@@ -35,7 +36,18 @@ from lemegeton.relay import Relay
 from lemegeton.relaying import Accepted, open_marks
 from lemegeton.resending import Resending
 from lemegeton.seams import Runtime
-from lemegeton.sharing import STATE_FILE, Remote, RemoteState, Shared, acks_of, elsewhere, encode_state, shared_of, trim_limits
+from lemegeton.sharing import (
+    STATE_FILE,
+    Remote,
+    RemoteState,
+    Shared,
+    acks_of,
+    decode_state,
+    elsewhere,
+    encode_state,
+    shared_of,
+    trim_limits,
+)
 
 TICK_S = 1.0
 SWEEP_S = 5.0
@@ -199,7 +211,9 @@ class Bridge:
                     calls.append(self._link.call("HSET", self._keys.acks(channel), field, msgspec.json.encode(lanes)))
         for gone in [field for field in self._shared if field.rpartition("@")[0] not in self._holders.names()]:
             del self._shared[gone]
-            calls.append(self._link.call("HDEL", self._keys.subscriptions, gone))
+            # Said, and not only taken away: what a Redis has lost is no word of anybody.
+            dropped = msgspec.json.encode(Shared((), self._runtime.wall_ms()))
+            calls.append(self._link.call("HSET", self._keys.subscriptions, gone, dropped))
         try:
             await asyncio.gather(*calls)
         except LogError:  # what it refused was not told, whatever else was
@@ -218,7 +232,8 @@ class Bridge:
 
     async def sweep(self) -> int:
         """Relay, send again, learn, trim: all channels of the home; how many lanes the Redis still lacks something of."""
-        everybody = await self._everybody()
+        before = self._stored()
+        everybody = await self._everybody(before)
         holders = elsewhere(everybody, self._home.site)
         marks: dict[str, dict[str, int]] = {}
         settled: dict[str, dict[str, dict[str, int]]] = {name: {} for name in holders}
@@ -234,8 +249,7 @@ class Bridge:
                     marks[channel] = marks_of(pairs(_checked(mark_answer)))
                     acks = acks_of(pairs(_checked(ack_answer)))
                     for name in holders:
-                        if name in acks:
-                            settled[name][channel] = acks[name]
+                        settled[name][channel] = acks.get(name) or before.settled(name, channel)
                     lacking += await self._help(channel, marks[channel])
                     await self._resending.answer(channel)
                     await self._trim(channel, marks[channel], everybody, acks)
@@ -243,18 +257,27 @@ class Bridge:
                     lacking += 1
                     self._observe(RelayStalled(self._link.name, Lane(channel, "", 0, 0), str(error)))
         self._store(RemoteState(marks, tuple(
-            Remote(name, shared.patterns, settled[name]) for name, shared in holders.items())))
+            Remote(name, shared.patterns, settled[name], shared.seen) for name, shared in holders.items())))
         self._told.close()
         return lacking
 
-    async def _everybody(self) -> dict[str, Shared]:
-        """The durable subscriptions of all sites; those that nobody has seen for too long go."""
+    async def _everybody(self, before: RemoteState) -> dict[str, Shared]:
+        """The durable subscriptions of all sites, whatever this Redis has lost; those nobody has seen for too long go."""
         oldest_ms = self._runtime.wall_ms() - round(self._settings.abandoned_after * 1000)
         found, abandoned = shared_of(pairs(await self._link.call("HGETALL", self._keys.subscriptions)), oldest_ms)
-        for field in abandoned:
+        for field, shared in abandoned.items():
             await self._link.call("HDEL", self._keys.subscriptions, field)
-            self._observe(SubscriptionExpired(field.decode("utf-8", "replace"), self._settings.abandoned_after))
-        return found
+            if shared.patterns:
+                self._observe(SubscriptionExpired(field.decode("utf-8", "replace"), self._settings.abandoned_after))
+        self._holders.refresh()
+        own = {f"{name}@{self._home.site}": Shared(header.patterns, 0) for name, header, _ in self._holders.durable()}
+        return found | before.forgotten(found, oldest_ms) | own
+
+    def _stored(self) -> RemoteState:
+        """What the shared Redis said before."""
+        with suppress(FileNotFoundError):
+            return decode_state(read_file(self._fs, f"{self._home.path}/{STATE_FILE}", self._runtime.uid))
+        return RemoteState()
 
     async def _help(self, channel: str, marks: dict[str, int]) -> int:
         """Relay the lanes of a channel that nobody else relays."""

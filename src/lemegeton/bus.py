@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from lemegeton.channels import HUB_BROADCAST, agent_channel, check_channel, check_name, check_pattern
@@ -161,9 +160,7 @@ class MessageBus:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def serve(self) -> None:
@@ -235,7 +232,8 @@ class MessageBus:
                 position = await site.log.append(channel, fill(form.body, stamp_ms, data, bytes_max), priority, disk=disk)
         else:
             check_channel(channel)
-            draft = Draft(site.wall_ms(), type, self.name, payload, id, to, priority, self._ttl_ms(ttl), correlation_id,
+            life_ms = ttl_ms(self._default_ttl if ttl is None else ttl)
+            draft = Draft(site.wall_ms(), type, self.name, payload, id, to, priority, life_ms, correlation_id,
                           reply_to, headers)
             check_draft(draft)
             position = await reach(site, channel, draft, ack, timeout)
@@ -245,15 +243,12 @@ class MessageBus:
     def _form(self, channel: str, type: str, priority: int) -> Form:
         """The form of a message to a channel of which nothing else is given."""
         check_channel(channel)
-        draft = Draft(0, type, self.name, None, priority=priority, ttl=self._ttl_ms(None))
+        draft = Draft(0, type, self.name, None, priority=priority, ttl=ttl_ms(self._default_ttl))
         check_draft(draft)
         if len(self._forms) >= FORMS_MAX:
             self._forms.clear()
         form = self._forms[channel, type, priority] = Form(channel, priority, form_of(draft))
         return form
-
-    def _ttl_ms(self, ttl_s: float | None) -> int | None:
-        return ttl_ms(self._default_ttl if ttl_s is None else ttl_s)
 
     async def publish_to_agent(self, agent: str, payload: Any, **options: Any) -> Receipt:
         """`publish` to the channel of one agent."""
@@ -351,10 +346,7 @@ class MessageBus:
 
     async def unsubscribe_all(self, *, forget: bool = False) -> int:
         """End every subscription; how many they were."""
-        ended = [s for s in self._subscriptions if not s.inner]
-        for subscription in ended:
-            await self._end(subscription, forget=forget)
-        return len(ended)
+        return sum([await self.unsubscribe(s, forget=forget) for s in [s for s in self._subscriptions if not s.inner]])
 
     async def _end(self, subscription: Subscription, *, forget: bool, drain_s: float | None = None) -> None:
         if subscription in self._subscriptions:

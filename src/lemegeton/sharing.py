@@ -2,7 +2,7 @@
 
 ::
 
-    subscriptions                 hash: subscription@site → {"patterns": […], "seen": Unix ms}
+    subscriptions                 hash: subscription@site → {"patterns": […], "seen": Unix ms}; one without patterns was dropped
     acks:{message-stream:C}       hash: subscription@site → {lane: settled}
 
     {home}/redis/remote.json      the last answer, for whoever cleans this home while no Redis is in reach
@@ -40,6 +40,7 @@ class Remote(msgspec.Struct, frozen=True):
     name: str
     patterns: tuple[str, ...]
     settled: dict[str, dict[str, int]]
+    seen: int = 0
 
 
 class RemoteState(msgspec.Struct, frozen=True):
@@ -51,6 +52,17 @@ class RemoteState(msgspec.Struct, frozen=True):
     def accepted(self, lane: Lane) -> int:
         """The last sequence of a lane that the shared Redis took."""
         return self.marks.get(lane.channel, {}).get(lane_field(lane), NOTHING_KNOWN)
+
+    def forgotten(self, everybody: Mapping[str, Shared], oldest_ms: int) -> dict[str, Shared]:
+        """The subscriptions that the Redis does not know any more, though nobody dropped them: they are owed what they were.
+
+        Their site may be away, and tells it again when it is back."""
+        return {remote.name: Shared(remote.patterns, remote.seen) for remote in self.holders
+                if remote.name not in everybody and remote.seen >= oldest_ms}
+
+    def settled(self, name: str, channel: str) -> dict[str, int]:
+        """What a subscription of another site had settled in a channel."""
+        return next((remote.settled.get(channel, {}) for remote in self.holders if remote.name == name), {})
 
     def as_holders(self) -> list[Holder]:
         """The subscriptions, as retention asks them."""
@@ -81,12 +93,12 @@ def decode_state(data: bytes) -> RemoteState:
         return RemoteState()
 
 
-def shared_of(answer: Mapping[bytes, bytes], oldest_ms: int) -> tuple[dict[str, Shared], list[bytes]]:
-    """The subscriptions in the hash, and the fields of those that nobody has seen for too long.
+def shared_of(answer: Mapping[bytes, bytes], oldest_ms: int) -> tuple[dict[str, Shared], dict[bytes, Shared]]:
+    """The subscriptions in the hash, and, by their fields, those that nobody has seen for too long.
 
     One that cannot be read holds nothing back: it is some other program's."""
     found: dict[str, Shared] = {}
-    abandoned: list[bytes] = []
+    abandoned: dict[bytes, Shared] = {}
     for field, data in answer.items():
         name = field.decode("utf-8", "replace")
         try:
@@ -94,7 +106,7 @@ def shared_of(answer: Mapping[bytes, bytes], oldest_ms: int) -> tuple[dict[str, 
         except (msgspec.MsgspecError, ValueError):
             continue
         if shared.seen < oldest_ms:
-            abandoned.append(field)
+            abandoned[field] = shared
         else:
             found[name] = shared
     return found, abandoned

@@ -11,8 +11,9 @@ import click
 
 from lemegeton.bus import MessageBus
 from lemegeton.cli.causes import Why
+from lemegeton.cli.fields import value
 from lemegeton.cli.looking import time_of
-from lemegeton.cli.messages import ORIGIN_WAIT_S, value_of
+from lemegeton.cli.messages import ORIGIN_WAIT_S
 from lemegeton.cli.output import FAILED, Ended, Options, printable, run, say, seconds, to_json
 from lemegeton.cli.survey import open_existing
 from lemegeton.deadletters import LIMIT_MAX, DeadLetter, DeadLetters, Redriven
@@ -137,7 +138,7 @@ async def _get(options: Options, ident: str) -> DeadLetter:
 @click.pass_obj
 def edit(options: Options, ident: str, payload: str, text: bool) -> None:
     """Have PAYLOAD (JSON) published instead when the dead letter ID is redriven."""
-    letter = run(_edit(options, ident, value_of(payload, text)))
+    letter = run(_edit(options, ident, value(payload, text)))
     options.show(_facts(letter), f"edited {printable(letter.id)}")
 
 

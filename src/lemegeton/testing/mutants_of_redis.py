@@ -16,7 +16,7 @@ GOES_BACK = ("redis_failover", "redis_restored", "redis_killed", "redis_frozen")
 REFUSES = ("redis_full", "redis_replica", "redis_reset", "redis_client_kill")
 
 NO_PROBE = Change("relaying.py", "                await self._probe()\n", "")
-NO_REQUEST = Change("logs/redis_scan.py", "await self._ask(feed, lane, after + 1, last):", "after < 0:")
+NO_REQUEST = Change("logs/redis_scan.py", "await self._ask(feed, lane, after + 1, hole.through):", "after < 0:")
 
 
 def _redis(name: str, file: str, old: str, new: str, *faults: str, healers: tuple[Change, ...] = ()) -> Mutant:

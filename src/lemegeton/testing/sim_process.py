@@ -78,8 +78,7 @@ class SimFs(FakeFs):
         self.fuse = 0
         self._plans.clear()
         self._trapped = self.killed
-        self.short_writes = self.fsync_errors = 0.0
-        self.fd_limit = 1024
+        self.short_writes, self.fsync_errors, self.fd_limit = 0.0, 0.0, 1024
         self.hints.working = True
         self.hints.loss = self.hints.double = self.hints.overflow = 0.0
 
