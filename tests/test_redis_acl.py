@@ -70,7 +70,7 @@ async def test_the_user_can_do_all_of_it(guarded: RedisServer, protocol: int) ->
     for command, arguments in USED.items():
         await wire.call(command, *arguments)
     assert await wire.call("EVALSHA", FORWARD.sha, *USED["eval"][1:]) == [b"OK", b"1:c1"]
-    assert await wire.call("EVAL", TRIM.text, 1, "ns:message-stream:hub", 0, 100) == 1
+    assert await wire.call("EVAL", TRIM.text, 1, "ns:message-stream:hub", 0, 100, "a.1.1", 1) == 1
     wire.close()
     heard: asyncio.Queue[Any] = asyncio.Queue()
     ear = await dial(url, heard.put_nowait, lambda cause: None)

@@ -229,10 +229,12 @@ def test_it_never_goes_past_what_is_not_settled(server: RedisServer) -> None:
     assert trim(server, lane_field(LANE), 3, lane_field(OTHER), 1) == 2
 
 
-def test_a_lane_that_is_not_named_holds_nothing(server: RedisServer) -> None:
+def test_a_lane_that_is_not_named_came_later_and_nothing_of_it_goes(server: RedisServer) -> None:
+    forward(server, item(1, lane=OTHER), lane=OTHER)
     forward(server, item(1), item(2))
-    assert trim(server, lane_field(OTHER), 0) == 2
-    assert forward(server, item(3)) == ("OK", "3:c3")
+    assert trim(server, lane_field(OTHER), 1) == 1
+    assert trim(server) == 0
+    assert lying(server) == of_alice(1, 2)
 
 
 def test_what_is_to_be_kept_stays(server: RedisServer) -> None:

@@ -28,7 +28,7 @@ from lemegeton.lane import Lane
 from lemegeton.logs.base import Log
 from lemegeton.logs.janitor import Holders
 from lemegeton.logs.origin import site_of
-from lemegeton.logs.redis_entries import Keys, lane_field, lane_of, marks_of
+from lemegeton.logs.redis_entries import SEQUENCE_END, Keys, lane_field, lane_of, marks_of
 from lemegeton.logs.redis_evicting import evicts
 from lemegeton.logs.redis_link import Link, pairs
 from lemegeton.logs.redis_scripts import TRIM
@@ -305,9 +305,10 @@ class Bridge:
         ours = [field for field in marks if (lane := lane_of(channel, field)) and site_of(lane.origin) == self._home.site]
         if not ours:
             return
+        limits = trim_limits(channel, marks, everybody, acks)
         arguments: list[str | int] = []
-        for lane_name, through in trim_limits(channel, marks, everybody, acks).items():
-            arguments += (lane_name, through)
+        for lane_name in marks:
+            arguments += (lane_name, limits.get(lane_name, SEQUENCE_END))
         await self._link.script(TRIM, (self._keys.stream(channel),), self._settings.max_stream_length, TRIM_BATCH,
                                 *arguments)
 

@@ -41,6 +41,7 @@ for _, entry in ipairs(head) do
   local f = {}
   for i = 1, #entry[2], 2 do f[entry[2][i]] = entry[2][i + 1] end
   local last = settled[(f.origin or '') .. '.' .. (f.inc or '') .. '.' .. (f.priority or '1')]
+  if not last and (f.origin or '') ~= '' then last = 0 end
   local marker = f.type == 'skip' or f.type == 'gone'  -- in any other a field `through` is the sender's own
   if last and (tonumber(marker and f.through or f.seq) or 0) > last then break end
   gone[#gone + 1] = entry[1]
@@ -48,4 +49,4 @@ end
 if #gone > 0 then redis.call('XDEL', KEYS[1], unpack(gone)) end
 return #gone
 """)
-"""Trim by what was settled, never by an id.  A lane that is not named holds nothing."""
+"""Trim by what was settled, never by an id.  A lane that is not named came after whoever trims looked: nothing of it goes."""

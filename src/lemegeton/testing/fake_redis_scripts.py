@@ -86,6 +86,7 @@ def trim(call: Call, keys: list[bytes], args: list[bytes]) -> Any:
     for ident, entry in call(b"XRANGE", keys[0], b"-", b"+", b"COUNT", b"%d" % min(left, number(_at(args, 2)))):
         field = dict(zip(entry[::2], entry[1::2], strict=True))
         last = settled.get(b".".join((field.get(b"origin", b""), field.get(b"inc", b""), field.get(b"priority", b"1"))))
+        last = 0 if last is None and field.get(b"origin") else last
         through = field.get(b"through") if field.get(b"type") in (b"skip", b"gone") else None
         if last is not None and (tonumber(field.get(b"seq") if through is None else through) or 0) > last:
             break
@@ -110,7 +111,7 @@ def _has_place(fields: list[bytes]) -> bool:
 
 NATIVE: dict[str, Native] = {
     "1420ba052d4a86b3486aa6108b7aa4d814093b5d": forward,
-    "a94dbfeaf853ff250f84dbe4b9f943d220f616cd": trim,
+    "1112789c49c957d97f92062b575011dd457bdff8": trim,
     "ff09a4fec5f356d43d90ae671905372036cefc13": new_entries,
 }
 """The sha of a script's text, and what it does."""
