@@ -157,14 +157,6 @@ def test_what_a_redis_forgot_before_a_lane_was_met_is_owed_no_more() -> None:
     assert kinds(REG, sent(1, "a"), got(1, "a"), sent(2, "b"), FORGOT, sent(3, "c"), got(3, "c")) == {"lost"}
 
 
-def test_a_drop_in_was_in_its_log_when_it_was_first_handled_whenever_that_was_acknowledged() -> None:
-    (inv, ack), there = sent(1, "a"), [event("open", sub="t", site="east"), event("reg", sub="t", ch="hub", site="east")]
-    handled = [msgspec.structs.replace(each, sub="t", site="east") for each in got(1, "a")]
-    rest = [*sent(2, "b"), *got(2, "b"), *(msgspec.structs.replace(each, sub="t", site="east") for each in got(2, "b"))]
-    assert kinds(REG, there, [inv], handled, FORGOT, rest, [ack]) == set()
-    assert kinds(REG, there, [inv], FORGOT, handled, rest, [ack]) == {"lost"}
-
-
 def test_an_incarnation_that_a_redis_had_forgotten_may_come_late() -> None:
     late = [*sent(1, "a"), *sent(1, "b", pinc=2)]
     assert kinds(REG, late, FORGOT, got(1, "b", pinc=2), got(1, "a")) == set()
