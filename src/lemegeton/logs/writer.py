@@ -100,7 +100,7 @@ class Writer:
 
     def append_alone(self, channel: str, body: bytes, priority: int, made: bool) -> Position | None:
         """Number, frame and write a record in one step; None when it has to go through the group."""
-        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+        writer = self._lane(channel, priority)
         task = asyncio.current_task(self._loop)
         if task is not self._last_task or self._group:
             self._last_task = task
@@ -123,7 +123,7 @@ class Writer:
 
     def enter(self, channel: str, body: bytes, priority: int, made: bool, disk: bool) -> asyncio.Future[Position]:
         """Number and frame a record and put it into the group of this turn; what to wait for, however far it has to go."""
-        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+        writer = self._lane(channel, priority)
         seq = writer.next
         return self._join(writer, Entry(made, writer.lane, seq, writer.line(body, seq, made), disk))
 
@@ -289,11 +289,13 @@ class Writer:
     # ------------------------------------------------------------------------------------------ lanes
 
     def _lane_of(self, form: Form) -> LaneWriter:
-        form.lane = self._lanes.get((form.channel, form.priority)) or self._open_lane(form.channel, form.priority)
+        form.lane = self._lane(form.channel, form.priority)
         return form.lane  # type: ignore[no-any-return]
 
-    def _open_lane(self, channel: str, priority: int) -> LaneWriter:
-        writer = self._lanes[channel, priority] = self._takeover.open_lane(channel, priority)
+    def _lane(self, channel: str, priority: int) -> LaneWriter:
+        writer = self._lanes.get((channel, priority))
+        if writer is None:
+            writer = self._lanes[channel, priority] = self._takeover.open_lane(channel, priority)
         return writer
 
     def begin_again(self, channel: str, priority: int, bodies: Sequence[bytes], cause: str) -> None:
@@ -301,7 +303,7 @@ class Writer:
 
         Where they cannot be written the lane stays as it was."""
         self.flush()
-        writer = self._lanes.get((channel, priority)) or self._open_lane(channel, priority)
+        writer = self._lane(channel, priority)
         lane, segment, following = writer.lane, writer.segment, writer.next
         checked = writer.checked, writer.checked_size
         entries = [Entry(False, lane, 0, writer.framer.line(body, 0, False)) for body in bodies]
