@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from lemegeton.codec import decode_json
 from lemegeton.errors import InvalidMessage
 from lemegeton.message import MessagePriority
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def message(verb: Verb) -> Verb:
+    """The arguments and options with which a message begins on every line."""
+    for part in (
+        click.option("--to", metavar="NAME", help="Whom the message is for."),
+        click.option("--type", metavar="TYPE", default="custom", show_default=True, help="Type of the message."),
+        click.option("--text", is_flag=True, help="Take the payload as text instead of JSON."),
+        click.argument("payload"),
+        click.argument("channel"),
+    ):
+        verb = part(verb)
+    return verb
 
 
 def header(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str] | None:

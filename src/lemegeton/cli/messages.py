@@ -11,7 +11,7 @@ import click
 from lemegeton.bus import MessageBus
 from lemegeton.channels import check_channel
 from lemegeton.cli.causes import Why, warn
-from lemegeton.cli.fields import header, priority, value
+from lemegeton.cli.fields import header, message, priority, value
 from lemegeton.cli.output import FAILED, TIMED_OUT, Ended, Options, OutputClosed, flush, put_line, run, say, seconds
 from lemegeton.errors import InvalidMessage, LogError, NotReached
 from lemegeton.handled import Ack
@@ -25,11 +25,7 @@ PRINT_DRAIN_S = 0.1
 
 
 @click.command()
-@click.argument("channel")
-@click.argument("payload")
-@click.option("--text", is_flag=True, help="Take the payload as text instead of JSON.")
-@click.option("--type", metavar="TYPE", default="custom", show_default=True, help="Type of the message.")
-@click.option("--to", metavar="NAME", help="Whom the message is for.")
+@message
 @click.option("--ttl", metavar="S", type=float, help="Seconds after which nobody is given the message any more.")
 @click.option("--priority", metavar="P", default="normal", callback=priority, show_default=True,
               help="low, normal, high or critical, or 0 to 3.")

@@ -11,18 +11,14 @@ import click
 from lemegeton.bus import MessageBus
 from lemegeton.channels import check_channel
 from lemegeton.cli.causes import Why
-from lemegeton.cli.fields import header, priority, value
+from lemegeton.cli.fields import header, message, priority, value
 from lemegeton.cli.output import Options, printable, put_line, run, seconds
 from lemegeton.errors import NoReply
 from lemegeton.message import Message
 
 
 @click.command()
-@click.argument("channel")
-@click.argument("payload")
-@click.option("--text", is_flag=True, help="Take the payload as text instead of JSON.")
-@click.option("--type", metavar="TYPE", default="custom", show_default=True, help="Type of the message.")
-@click.option("--to", metavar="NAME", help="Whom the message is for.")
+@message
 @click.option("--priority", metavar="P", default="normal", callback=priority, show_default=True,
               help="low, normal, high or critical, or 0 to 3; the reply has the same.")
 @click.option("--header", "headers", metavar="K=V", multiple=True, callback=header, help="A header; may be repeated.")
