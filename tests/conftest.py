@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -28,6 +29,13 @@ def session_server(found: Found) -> Iterator[RedisServer]:
     """One server for all tests: those that hurt it start their own."""
     with RedisServer(found.binary, tcp=True) as server:
         yield server
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the settings that a machine may have in its environment."""
+    for key in [key for key in os.environ if key.startswith("LEMEGETON")]:
+        monkeypatch.delenv(key)
 
 
 @pytest.fixture

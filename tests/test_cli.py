@@ -20,16 +20,12 @@ import pytest
 
 from lemegeton.cli.main import VERBS, outcome
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 PROGRAM = (sys.executable, "-m", "lemegeton")
 NOBODY = 65534
 UNCOUNTED = {key: value for key, value in os.environ.items() if not key.startswith(("COV", "LEMEGETON"))}
 """The environment of a process that is not measured: coverage would take longer to start than the program."""
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in [key for key in os.environ if key.startswith("LEMEGETON")]:
-        monkeypatch.delenv(key)
 
 
 @pytest.fixture

@@ -13,9 +13,11 @@ import pytest
 
 from lemegeton import MessageBus
 from lemegeton.testing.servers import RedisServer
-from test_cli import PROGRAM, Run, _no_settings, home, on_terminal, run  # noqa: F401  fixtures
+from test_cli import PROGRAM, Run, home, on_terminal, run  # noqa: F401  fixtures
 from test_deadletters import Fragile, dead
 from test_redis_side import redis, shared_server, until  # noqa: F401  fixtures
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 @pytest.fixture

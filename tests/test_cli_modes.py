@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from pathlib import Path
 
@@ -19,11 +18,7 @@ from lemegeton.osfs import os_runtime
 from lemegeton.testing.servers import RedisServer
 from test_cli import Run, lines, running, tree
 
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in [key for key in os.environ if key.startswith("LEMEGETON")]:
-        monkeypatch.delenv(key)
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 @pytest.fixture

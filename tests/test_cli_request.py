@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ import pytest
 
 from test_bus import child
 from test_cli import Run, on_terminal, running
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 SERVE = """
     async def handler(message):
@@ -29,12 +30,6 @@ SERVE = """
     say("serving")
     await bus.serve()
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in [key for key in os.environ if key.startswith("LEMEGETON")]:
-        monkeypatch.delenv(key)
 
 
 @pytest.fixture
